@@ -1,0 +1,186 @@
+"""What one transfer minimises: the targets of its content and style pictures, computed once, and the loss of
+a picture with its gradient. One trace with unknown rows and columns serves pictures of every size, since
+TensorFlow never frees a trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from nst_engine.config import Normalization, TotalVariationForm, TransferConfig
+from nst_engine.losses import content_loss, gram_matrix, style_loss, total_variation, weighted_sum
+from nst_engine.vgg19 import Kernels, Pooling, feature_extractor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The parts of the loss of one picture; `total` is their weighted sum.
+
+    `content` and `style` are weighted over their layers but not by content_weight and style_weight; `tv` is
+    not weighted either. `layers` has each layer's own loss, unweighted, as "content/block5_conv2".
+    """
+
+    total: float
+    content: float
+    style: float
+    tv: float
+    layers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The losses of a picture and the gradient of the total, float32 (rows, columns, 3)."""
+
+    losses: Losses
+    gradient: np.ndarray
+
+
+@dataclass(frozen=True)
+class Form:
+    """What decides the shape of the computation: everything that a trace is made for, and no number in it."""
+
+    content_layers: tuple[str, ...]
+    style_layers: tuple[str, ...]
+    styles: int
+    content_normalization: Normalization
+    gram_normalization: Normalization
+    tv_form: TotalVariationForm | None
+    pooling: Pooling
+    dtype: str
+
+    @classmethod
+    def of(cls, config: TransferConfig, *, styles: int, dtype: str) -> Form:
+        """The form of `config` with so many style pictures and features in `dtype`."""
+        return cls(
+            content_layers=tuple(config.content_layers),
+            style_layers=tuple(config.style_layers),
+            styles=styles,
+            content_normalization=config.content_normalization,
+            gram_normalization=config.gram_normalization,
+            tv_form=config.tv_form if config.tv_weight else None,
+            pooling=config.pooling,
+            dtype=dtype,
+        )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The content's feature maps, a tensor a layer, and each style's Gram matrices a position, G / M.
+
+    A Gram matrix is kept a position so that a style of another size than the result compares with it.
+    """
+
+    content: list[Any]
+    grams: list[list[Any]]
+
+
+class TracedObjective:
+    """The traces of one form on one network: pictures in, targets and evaluations out."""
+
+    def __init__(self, form: Form, kernels: Kernels) -> None:
+        layers = dict.fromkeys((*form.content_layers, *form.style_layers))
+        # Losses that are differentiated in float64 by the tests need pictures in float64 too.
+        dtype = tf.float64 if form.dtype == "float64" else tf.float32
+        self.form = form
+        self._dtype = dtype
+        self._network = feature_extractor(kernels, layers=layers, pooling=form.pooling, dtype=form.dtype)
+        picture = tf.TensorSpec((None, None, 3), dtype)
+        vector = tf.TensorSpec((None,), dtype)
+        self._content = tf.function(self._content_features, input_signature=[picture])
+        self._grams = tf.function(self._style_grams, input_signature=[picture])
+        self._evaluate = tf.function(
+            self._loss_and_gradient,
+            input_signature=[
+                picture,
+                [tf.TensorSpec((1, None, None, None), form.dtype)] * len(form.content_layers),
+                [[tf.TensorSpec((None, None), dtype)] * len(form.style_layers)] * form.styles,
+                vector,
+                vector,
+                vector,
+            ],
+        )
+
+    def targets(self, content: np.ndarray, styles: list[np.ndarray]) -> Targets:
+        """The targets of preprocessed pictures, (rows, columns, 3)."""
+        return Targets(
+            content=list(self._content(self._tensor(content))),
+            grams=[list(self._grams(self._tensor(style))) for style in styles],
+        )
+
+    def evaluate(self, picture: np.ndarray, targets: Targets, config: TransferConfig) -> Evaluation:
+        """The losses of a preprocessed picture under the weights of `config`, and their gradient."""
+        form = self.form
+        parts, gradient = self._evaluate(
+            self._tensor(picture),
+            targets.content,
+            targets.grams,
+            self._tensor([config.content_weight, config.style_weight, config.tv_weight]),
+            self._tensor(list(config.content_layers.values())),
+            self._tensor(list(config.style_layers.values())),
+        )
+        total, content, style, tv, *layers = (float(part) for part in parts.numpy())
+        names = [
+            *(f"content/{layer}" for layer in form.content_layers),
+            *(f"style/{layer}" for layer in form.style_layers),
+        ]
+        losses = Losses(total, content, style, tv, dict(zip(names, layers, strict=True)))
+        return Evaluation(losses, gradient.numpy())
+
+    def _tensor(self, values: Any) -> Any:
+        return tf.convert_to_tensor(values, self._dtype)
+
+    def _features(self, picture: Any) -> dict[str, Any]:
+        features: dict[str, Any] = self._network(tf.cast(picture, self.form.dtype)[tf.newaxis])
+        return features
+
+    def _content_features(self, picture: Any) -> list[Any]:
+        features = self._features(picture)
+        return [features[layer] for layer in self.form.content_layers]
+
+    def _style_grams(self, picture: Any) -> list[Any]:
+        features = self._features(picture)
+        return [gram_matrix(features[layer]) / self._positions(features[layer]) for layer in self.form.style_layers]
+
+    def _positions(self, features: Any) -> Any:
+        return tf.cast(tf.reduce_prod(tf.shape(features)[1:3]), self._dtype)
+
+    def _loss_and_gradient(
+        self, picture: Any, content: Any, grams: Any, weights: Any, content_weights: Any, style_weights: Any
+    ) -> tuple[Any, Any]:
+        form = self.form
+        with tf.GradientTape() as tape:
+            tape.watch(picture)
+            features = self._features(picture)
+            content_parts = [
+                content_loss(features[layer], target, normalization=form.content_normalization)
+                for layer, target in zip(form.content_layers, content, strict=True)
+            ]
+            style_parts = [
+                self._style_part(features[layer], [style[index] for style in grams], picture)
+                for index, layer in enumerate(form.style_layers)
+            ]
+            content_total = weighted_sum(content_parts, tf.unstack(content_weights, len(content_parts)))
+            style_total = weighted_sum(style_parts, tf.unstack(style_weights, len(style_parts)))
+            zero = tf.zeros((), self._dtype)
+            tv = total_variation(picture, form=form.tv_form) if form.tv_form else zero
+            total = weights[0] * content_total + weights[1] * style_total + weights[2] * tv
+        gradient = tape.gradient(total, picture)
+        return tf.stack([total, content_total, style_total, tv, *content_parts, *style_parts]), gradient
+
+    def _style_part(self, features: Any, targets: list[Any], picture: Any) -> Any:
+        gram, positions = gram_matrix(features), self._positions(features)
+        picture_positions = tf.cast(tf.reduce_prod(tf.shape(picture)[:2]), self._dtype)
+        losses = [
+            style_loss(
+                gram,
+                target * positions,
+                positions=positions,
+                picture_positions=picture_positions,
+                normalization=self.form.gram_normalization,
+            )
+            for target in targets
+        ]
+        return tf.add_n(losses) / len(losses)

@@ -1,0 +1,209 @@
+"""The optimisation as a state machine: `start` gives the state before the first iteration, `advance` takes a
+state some iterations further and returns the next state and the loss points in between. A state is made of
+arrays and numbers and can be pickled; nothing else is kept, so a state goes on in any process, on any machine
+with the same weights, and in float32 on the same machine ends bit for bit as if it had never been stopped."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nst_engine.config import TransferConfig
+from nst_engine.engine import Engine, Pictures
+from nst_engine.errors import NotFiniteError, WeightsError
+from nst_engine.images import MEAN_BGR, deprocess, display_range, preprocess, resize, target_size
+from nst_engine.objective import Evaluation, Losses
+from nst_engine.optimizers import OptimizerState, initial_state, take_step
+
+
+@dataclass(frozen=True)
+class LossPoint:
+    """The losses after `iteration` iterations; 0 is the initial picture.
+
+    `rate` is the step's learning rate (for L-BFGS its step length) and `seconds` the time spent optimising
+    since the start, whatever the number of stops in between.
+    """
+
+    iteration: int
+    losses: Losses
+    rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TransferState:
+    """All that is needed to go on: settings, pictures, the current picture with its evaluation, the best one
+    so far, the optimiser's state, and what computes it (precision and weights).
+
+    `picture` and `best_picture` are float32 (rows, columns, 3), BGR and mean-centred.
+    """
+
+    config: TransferConfig
+    pictures: Pictures
+    precision: str
+    weights_name: str
+    weights_sha256: str
+    picture: np.ndarray
+    evaluation: Evaluation
+    optimizer: OptimizerState
+    iteration: int
+    best_picture: np.ndarray
+    best_loss: float
+    seconds: float
+    converged: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations are done, or no further one lowers the loss."""
+        return self.converged or self.iteration >= self.config.iterations
+
+    def result(self) -> np.ndarray:
+        """The picture that the config keeps, the last or the best, as uint8 RGB (rows, columns, 3)."""
+        return deprocess(self.best_picture if self.config.keep == "best" else self.picture)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far one call of `advance` goes: so many iterations, or until so many seconds have passed.
+
+    At least one iteration is done. None means no limit.
+    """
+
+    iterations: int | None = None
+    seconds: float | None = None
+
+
+def fit_pictures(config: TransferConfig, content: np.ndarray, styles: list[np.ndarray]) -> Pictures:
+    """Resize decoded pictures, uint8 RGB, to the sizes at which the config works.
+
+    Raises ImageError when a picture is too narrow for the network at that size.
+    """
+    rows, columns = target_size(content.shape, rows=config.rows, long_edge=config.long_edge)
+    return Pictures(
+        content=resize(content, rows=rows, columns=columns),
+        styles=tuple(_fit_style(config, style, rows=rows, columns=columns) for style in styles),
+    )
+
+
+def _fit_style(config: TransferConfig, style: np.ndarray, *, rows: int, columns: int) -> np.ndarray:
+    if config.style_fit == "stretch":
+        return resize(style, rows=rows, columns=columns)
+    if config.style_fit == "edge":
+        size = target_size(style.shape, rows=config.rows, long_edge=config.long_edge)
+    else:
+        scale = float(np.sqrt(rows * columns / (style.shape[0] * style.shape[1])))
+        size = target_size(style.shape, rows=round(style.shape[0] * scale), long_edge=None)
+    return resize(style, rows=size[0], columns=size[1])
+
+
+def initial_picture(config: TransferConfig, pictures: Pictures) -> np.ndarray:
+    """The preprocessed picture that the optimisation starts from, of the content's size."""
+    rows, columns = pictures.content.shape[:2]
+    match config.init:
+        case "content":
+            return preprocess(pictures.content)
+        case "style":
+            return preprocess(resize(pictures.styles[0], rows=rows, columns=columns))
+        case "grey":
+            return np.broadcast_to(np.float32(127.5) - np.array(MEAN_BGR, np.float32), (rows, columns, 3)).copy()
+        case "noise":
+            low, high = display_range()
+            noise = np.random.default_rng(config.seed).random((rows, columns, 3), dtype=np.float32)
+            return low + noise * (high - low)
+
+
+def start(engine: Engine, config: TransferConfig, pictures: Pictures) -> tuple[TransferState, LossPoint]:
+    """The state before the first iteration and its loss point, with targets computed once for all.
+
+    Raises WeightsError when the weights are not to be had and NotFiniteError when the loss is not a number
+    from the first.
+    """
+    began = time.perf_counter()
+    precision, loaded = engine.precision(config), engine.weights(config.weights)
+    picture = initial_picture(config, pictures)
+    evaluation = engine.evaluator(config, pictures, precision=precision)(picture)
+    _check_finite(evaluation, iteration=0, config=config, best=None)
+    state = TransferState(
+        config=config,
+        pictures=pictures,
+        precision=precision,
+        weights_name=loaded.name,
+        weights_sha256=loaded.sha256,
+        picture=picture,
+        evaluation=evaluation,
+        optimizer=initial_state(config, picture),
+        iteration=0,
+        best_picture=picture,
+        best_loss=evaluation.losses.total,
+        seconds=time.perf_counter() - began,
+    )
+    return state, LossPoint(0, evaluation.losses, 0.0, state.seconds)
+
+
+def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[TransferState, list[LossPoint]]:
+    """Take `state` further within `budget` and return the next state and a loss point an iteration.
+
+    Raises NotFiniteError, which carries the best picture, when the loss leaves the finite numbers, and
+    WeightsError when this engine's weights are not those that the state was started with.
+    """
+    began = time.perf_counter()
+    config = state.config
+    loaded = engine.weights(config.weights)
+    if loaded.sha256 != state.weights_sha256:
+        raise WeightsError(
+            f"This transfer was started with the weights {state.weights_name} ({state.weights_sha256[:12]}), but here "
+            f"'{config.weights}' means {loaded.name} ({loaded.sha256[:12]}); give it the same file."
+        )
+    evaluate = engine.evaluator(config, state.pictures, precision=state.precision)
+    spent, points = state.seconds, list[LossPoint]()
+    while not state.finished and not _used_up(budget, done=len(points), seconds=time.perf_counter() - began):
+        iteration = state.iteration + 1
+        step = take_step(
+            config,
+            state.optimizer,
+            iteration=iteration,
+            picture=state.picture,
+            evaluation=state.evaluation,
+            evaluate=evaluate,
+        )
+        _check_finite(step.evaluation, iteration=iteration, config=config, best=state.best_picture)
+        better = step.evaluation.losses.total < state.best_loss
+        state = replace(
+            state,
+            picture=step.picture,
+            evaluation=step.evaluation,
+            optimizer=step.state,
+            iteration=iteration,
+            best_picture=step.picture if better else state.best_picture,
+            best_loss=step.evaluation.losses.total if better else state.best_loss,
+            seconds=spent + time.perf_counter() - began,
+            converged=step.converged,
+        )
+        points.append(LossPoint(iteration, step.evaluation.losses, step.rate, state.seconds))
+    return state, points
+
+
+def _used_up(budget: Budget, *, done: int, seconds: float) -> bool:
+    if done == 0:
+        return False
+    return (budget.iterations is not None and done >= budget.iterations) or (
+        budget.seconds is not None and seconds >= budget.seconds
+    )
+
+
+def _check_finite(evaluation: Evaluation, *, iteration: int, config: TransferConfig, best: np.ndarray | None) -> None:
+    losses = evaluation.losses
+    if np.isfinite(losses.total) and np.isfinite(evaluation.gradient).all():
+        return
+    if iteration == 0:
+        cause = "the weights or the loss weights are too large"
+    elif config.optimizer == "lbfgs":
+        cause = "the loss weights are too large"
+    else:
+        cause = f"the learning rate of {config.learning_rate:g} is too high for these loss weights; try a tenth"
+    raise NotFiniteError(
+        f"The loss is {losses.total:g} at iteration {iteration}; the likely cause is that {cause}.",
+        best=None if best is None else deprocess(best),
+    )
