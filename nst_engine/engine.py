@@ -4,10 +4,8 @@ a fresh one gives the same picture."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 import numpy as np
@@ -15,9 +13,11 @@ import tensorflow as tf
 
 from nst_engine import weights
 from nst_engine.config import TransferConfig
+from nst_engine.evaluation import Evaluation
 from nst_engine.hardware import Device, choose_device, choose_precision
 from nst_engine.images import preprocess
-from nst_engine.objective import Evaluation, Form, Targets, TracedObjective
+from nst_engine.objective import Form, Targets, TracedObjective
+from nst_engine.pictures import Pictures
 
 _FORMS_KEPT: Final = 4
 _TARGETS_KEPT: Final = 4
@@ -41,22 +41,6 @@ class _Recent(Generic[Key, Value]):
                 self._values.popitem(last=False)
         self._values.move_to_end(key)
         return self._values[key]
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The decoded pictures of one transfer at working size: uint8 RGB (rows, columns, 3)."""
-
-    content: np.ndarray
-    styles: tuple[np.ndarray, ...]
-
-    def digest(self) -> str:
-        """SHA-256 over all pixels and shapes."""
-        sha256 = hashlib.sha256()
-        for picture in (self.content, *self.styles):
-            sha256.update(repr(picture.shape).encode())
-            sha256.update(np.ascontiguousarray(picture).data)
-        return sha256.hexdigest()
 
 
 class Engine:

@@ -11,31 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from nst_engine.config import Normalization, TotalVariationForm, TransferConfig
+from nst_engine.evaluation import Evaluation, Losses
 from nst_engine.losses import content_loss, gram_matrix, style_loss, total_variation, weighted_sum
 from nst_engine.vgg19 import Kernels, Pooling, feature_extractor
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The parts of the loss of one picture; `total` is their weighted sum.
-
-    `content` and `style` are weighted over their layers but not by content_weight and style_weight; `tv` is
-    not weighted either. `layers` has each layer's own loss, unweighted, as "content/block5_conv2".
-    """
-
-    total: float
-    content: float
-    style: float
-    tv: float
-    layers: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The losses of a picture and the gradient of the total, float32 (rows, columns, 3)."""
-
-    losses: Losses
-    gradient: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 
 from nst_engine.config import TransferConfig
+from nst_engine.evaluation import Evaluation
 from nst_engine.images import display_range
-from nst_engine.objective import Evaluation
 
 Evaluate = Callable[[np.ndarray], Evaluation]
 

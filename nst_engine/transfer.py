@@ -1,21 +1,26 @@
 """The optimisation as a state machine: `start` gives the state before the first iteration, `advance` takes a
 state some iterations further and returns the next state and the loss points in between. A state is made of
 arrays and numbers and can be pickled; nothing else is kept, so a state goes on in any process, on any machine
-with the same weights, and in float32 on the same machine ends bit for bit as if it had never been stopped."""
+with the same weights, and in float32 on the same machine ends bit for bit as if it had never been stopped.
+Importing this module does not import TensorFlow: whoever only keeps and hands on states needs none."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nst_engine.config import TransferConfig
-from nst_engine.engine import Engine, Pictures
 from nst_engine.errors import NotFiniteError, WeightsError
-from nst_engine.images import MEAN_BGR, deprocess, display_range, preprocess, resize, target_size
-from nst_engine.objective import Evaluation, Losses
+from nst_engine.evaluation import Evaluation, Losses
+from nst_engine.images import deprocess
 from nst_engine.optimizers import OptimizerState, initial_state, take_step
+from nst_engine.pictures import Pictures, initial_picture
+
+if TYPE_CHECKING:
+    from nst_engine.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -73,45 +78,6 @@ class Budget:
 
     iterations: int | None = None
     seconds: float | None = None
-
-
-def fit_pictures(config: TransferConfig, content: np.ndarray, styles: list[np.ndarray]) -> Pictures:
-    """Resize decoded pictures, uint8 RGB, to the sizes at which the config works.
-
-    Raises ImageError when a picture is too narrow for the network at that size.
-    """
-    rows, columns = target_size(content.shape, rows=config.rows, long_edge=config.long_edge)
-    return Pictures(
-        content=resize(content, rows=rows, columns=columns),
-        styles=tuple(_fit_style(config, style, rows=rows, columns=columns) for style in styles),
-    )
-
-
-def _fit_style(config: TransferConfig, style: np.ndarray, *, rows: int, columns: int) -> np.ndarray:
-    if config.style_fit == "stretch":
-        return resize(style, rows=rows, columns=columns)
-    if config.style_fit == "edge":
-        size = target_size(style.shape, rows=config.rows, long_edge=config.long_edge)
-    else:
-        scale = float(np.sqrt(rows * columns / (style.shape[0] * style.shape[1])))
-        size = target_size(style.shape, rows=round(style.shape[0] * scale), long_edge=None)
-    return resize(style, rows=size[0], columns=size[1])
-
-
-def initial_picture(config: TransferConfig, pictures: Pictures) -> np.ndarray:
-    """The preprocessed picture that the optimisation starts from, of the content's size."""
-    rows, columns = pictures.content.shape[:2]
-    match config.init:
-        case "content":
-            return preprocess(pictures.content)
-        case "style":
-            return preprocess(resize(pictures.styles[0], rows=rows, columns=columns))
-        case "grey":
-            return np.broadcast_to(np.float32(127.5) - np.array(MEAN_BGR, np.float32), (rows, columns, 3)).copy()
-        case "noise":
-            low, high = display_range()
-            noise = np.random.default_rng(config.seed).random((rows, columns, 3), dtype=np.float32)
-            return low + noise * (high - low)
 
 
 def start(engine: Engine, config: TransferConfig, pictures: Pictures) -> tuple[TransferState, LossPoint]:

@@ -23,6 +23,7 @@ OFFICIAL_URL = (
 OFFICIAL_MD5 = "253f8cb515780f3b799900260a226db6"
 """Both as in keras/src/applications/vgg19.py; a test compares them."""
 
+RANDOM_NAME = "random"
 RANDOM_SEED = 19
 _INPUT_RMS = 65.0
 """Root mean square of a mean-centred photograph: about a quarter of the 255 levels."""
@@ -112,7 +113,7 @@ def load(choice: str) -> Weights:
     "imagenet" comes from NST_VGG19_WEIGHTS, Keras' cache or Keras' download, in this order; nothing else is
     ever taken in its place. Raises WeightsError with a sentence for whatever is wrong with the file.
     """
-    if choice == "random":
+    if choice == RANDOM_NAME:
         return random_weights()
     found = find(choice)
     return read(found.path if found else download())
@@ -198,4 +199,4 @@ def random_weights(seed: int = RANDOM_SEED) -> Weights:
         bias = np.zeros(layer.channels, dtype=np.float32)
         kernels[layer.name] = (kernel, bias)
         digest.update(kernel.tobytes())
-    return Weights("random", digest.hexdigest(), None, kernels)
+    return Weights(RANDOM_NAME, digest.hexdigest(), None, kernels)

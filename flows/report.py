@@ -1,0 +1,143 @@
+"""The report of a job: its record as a document (job.json, --json), its losses as a table (CSV) and its loss
+curve as a picture (loss.png: total, content and style over the iterations, as the paper's figure 9)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from nst_engine.weights import RANDOM_NAME
+from storage.models import Attempt, Job, LossPoint, Source
+
+RANDOM_REMARK = (
+    "Made with seeded random weights, not with those trained on ImageNet: textures and colours are transferred, "
+    "shapes are not understood."
+)
+
+
+def job_document(job: Job) -> dict[str, Any]:
+    """The whole record of a job but its losses, ready for JSON; times in ISO 8601, UTC."""
+    return {
+        "id": job.id,
+        "name": job.name,
+        "state": job.state.value,
+        "error": job.error,
+        "preset": job.preset,
+        "config": job.config,
+        "weights": {"name": job.weights_name, "sha256": job.weights_sha256},
+        "remark": RANDOM_REMARK if job.weights_name == RANDOM_NAME else None,
+        "precision": job.precision,
+        "device": job.device,
+        "host": job.host,
+        "versions": job.versions,
+        "sources": [_source_document(source) for source in job.sources],
+        "created_at": _iso(job.created_at),
+        "started_at": _iso(job.started_at),
+        "finished_at": _iso(job.finished_at),
+        "attempts": [_attempt_document(attempt) for attempt in job.attempts],
+        "result": {
+            "folder": job.result_folder,
+            "files": job.result_files,
+            "rows": job.result_rows,
+            "columns": job.result_columns,
+        },
+    }
+
+
+def result_document(job: Job, losses: Sequence[LossPoint]) -> dict[str, Any]:
+    """What job.json beside a result says: the record without what is only known after it was written."""
+    document = job_document(job)
+    for later in ("state", "error", "finished_at", "attempts", "result"):
+        del document[later]
+    last = losses[-1]
+    return document | {
+        "iterations": last.iteration,
+        "losses": {"total": last.total, "content": last.content, "style": last.style, "tv": last.tv},
+        "optimisation_seconds": round(last.seconds, 3),
+    }
+
+
+def loss_rows(losses: Sequence[LossPoint]) -> list[dict[str, Any]]:
+    """The losses as one flat row an iteration; each layer's own loss comes last, as `layer:style/block1_conv1`."""
+    return [
+        {
+            "iteration": point.iteration,
+            "total": point.total,
+            "content": point.content,
+            "style": point.style,
+            "tv": point.tv,
+            "seconds": point.seconds,
+            "learning_rate": point.learning_rate,
+            "attempt": point.attempt,
+            **{f"layer:{layer}": value for layer, value in point.layers.items()},
+        }
+        for point in losses
+    ]
+
+
+def write_csv(losses: Sequence[LossPoint], stream: TextIO) -> None:
+    """The rows of `loss_rows` as CSV with a header; only the header's fixed part when there are none."""
+    rows = loss_rows(losses)
+    header = list(rows[0]) if rows else ["iteration", "total", "content", "style", "tv", "seconds"]
+    writer = csv.DictWriter(stream, fieldnames=header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def plot_losses(losses: Sequence[LossPoint], path: Path, *, title: str) -> None:
+    """Draw the curve on a logarithmic axis into a PNG file of 960 x 600 pixels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    iterations = [point.iteration for point in losses]
+    for label, values in (
+        ("total", [point.total for point in losses]),
+        ("content", [point.content for point in losses]),
+        ("style", [point.style for point in losses]),
+        ("total variation", [point.tv for point in losses]),
+    ):
+        # A logarithmic axis has no place for zero: the content's loss where the content is the initial picture.
+        shown = [value if value > 0 else float("nan") for value in values]
+        if any(value > 0 for value in values):
+            axes.plot(iterations, shown, label=label, marker="." if len(losses) < 100 else "")
+    axes.set_yscale("log")
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("loss, weighted")
+    axes.set_title(title)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+def _source_document(source: Source) -> dict[str, Any]:
+    return {
+        "role": source.role,
+        "file": source.file_name,
+        "original_path": source.original_path,
+        "sha256": source.sha256,
+        "bytes": source.bytes,
+        "rows": source.rows,
+        "columns": source.columns,
+    }
+
+
+def _attempt_document(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "number": attempt.number,
+        "started_at": _iso(attempt.started_at),
+        "finished_at": _iso(attempt.finished_at),
+        "outcome": attempt.outcome.value if attempt.outcome else None,
+        "error": attempt.error,
+        "host": attempt.host,
+        "pid": attempt.pid,
+        "device": attempt.device,
+        "flow_run_id": attempt.flow_run_id,
+    }
+
+
+def _iso(time: datetime | None) -> str | None:
+    return time.isoformat(timespec="milliseconds") if time else None
