@@ -48,10 +48,7 @@ def claim(
     numbers = [""] if len(styles) == 1 else [str(number) for number in range(1, len(styles) + 1)]
     sources = [
         source("content", content, f"content{_suffix(content)}"),
-        *(
-            source("style", path, f"style{number}{_suffix(path)}")
-            for path, number in zip(styles, numbers, strict=True)
-        ),
+        *(source("style", path, f"style{number}{_suffix(path)}") for path, number in zip(styles, numbers, strict=True)),
     ]
     job = store.create(
         NewJob(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, PositiveFloat, ValidationError
 from pydantic_settings import (
@@ -54,13 +55,15 @@ def load_settings(*, home: Path | None = None, device: str | None = None) -> Set
     Raises SettingsError with the file and the key that is wrong.
     """
     place = (home or Path(os.environ.get("NST_HOME") or DEFAULT_HOME)).expanduser().absolute()
-    given = {"home": place} | ({} if device is None else {"device": device})
+    given: dict[str, Any] = {"home": place} | ({} if device is None else {"device": device})
     try:
         return Settings(**given)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{place / 'nst.toml'}: is not valid TOML ({error}); mend that line.") from error
     except OSError as error:
-        raise SettingsError(f"{place / 'nst.toml'}: cannot be read ({error.strerror}); mend its permissions.") from error
+        raise SettingsError(
+            f"{place / 'nst.toml'}: cannot be read ({error.strerror}); mend its permissions."
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])

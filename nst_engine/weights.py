@@ -4,8 +4,10 @@ kernels (3, 3, in, out) for BGR input, float32. TensorFlow is only imported to d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import h5py
 import numpy as np
 
 from nst_engine.errors import WeightsError
+from nst_engine.startup import load_tensorflow
 from nst_engine.vgg19 import CONVOLUTIONS, Kernels, Layer
 
 ENVIRONMENT_VARIABLE = "NST_VGG19_WEIGHTS"
@@ -86,21 +89,23 @@ def download() -> Path:
 
     Raises WeightsError when it cannot be fetched or is not what it should be.
     """
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    load_tensorflow()
     import keras
 
     target = cache_path()
     # Fetched beside its place and moved there whole, so that a broken download is never taken for the file.
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
-        fetched = keras.utils.get_file(
-            partial.name, OFFICIAL_URL, cache_subdir=str(partial.parent), file_hash=OFFICIAL_MD5
-        )
+        # Keras prints its progress on standard output, which is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            fetched = keras.utils.get_file(
+                partial.name, OFFICIAL_URL, cache_subdir=str(partial.parent), file_hash=OFFICIAL_MD5
+            )
         Path(fetched).replace(target)
     except Exception as error:  # Keras raises a bare Exception when a URL cannot be opened
         raise WeightsError(
-            f"{OFFICIAL_URL}: the VGG19 weights could not be downloaded ({error}); download them elsewhere and "
-            f"set {ENVIRONMENT_VARIABLE} to the file, or use --weights random."
+            f"The VGG19 weights could not be downloaded ({error}); fetch that file elsewhere and set "
+            f"{ENVIRONMENT_VARIABLE} to it, or use --weights random."
         ) from error
     finally:
         partial.unlink(missing_ok=True)

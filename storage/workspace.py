@@ -92,10 +92,7 @@ class Workspace:
             raise WorkspaceError(f"Job {job_id} has no finished files in {result}; run it again.")
         with _refusal(f"The result cannot be moved to {destination}", "choose another folder with -o"):
             inside = destination / f".{job_id}.part"
-            if destination.exists() and not _is_empty_folder(destination, but_for=inside):
-                raise WorkspaceError(
-                    f"{destination} is already there and not an empty folder; choose another folder with -o."
-                )
+            require_free(destination, but_for=inside)
             _sync_tree(result)
             destination.parent.mkdir(parents=True, exist_ok=True)
             if destination.exists() and destination.parent != self.outbox.resolve():
@@ -148,6 +145,13 @@ def check_writable(folder: Path) -> None:
         pass
 
 
+def require_free(folder: Path, *, but_for: Path | None = None) -> None:
+    """Raise WorkspaceError unless `folder` does not exist or is an empty folder, `but_for` aside."""
+    with _refusal(f"Cannot look into {folder}", "choose another folder with -o"):
+        if folder.exists() and not (folder.is_dir() and all(entry == but_for for entry in folder.iterdir())):
+            raise WorkspaceError(f"{folder} is already there and not an empty folder; choose another folder with -o.")
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes in hexadecimal; raises WorkspaceError when it cannot be read."""
     digest = hashlib.sha256()
@@ -170,10 +174,6 @@ def _plain(name: str) -> str:
     if name in ("", ".", "..") or Path(name).name != name:
         raise WorkspaceError(f"{name!r} is not the name of a file in a folder; leave out the folders.")
     return name
-
-
-def _is_empty_folder(path: Path, *, but_for: Path) -> bool:
-    return path.is_dir() and all(entry == but_for for entry in path.iterdir())
 
 
 def _replace(destination: Path, result: Path, *, part: Path) -> None:

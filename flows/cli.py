@@ -1,0 +1,362 @@
+"""The command `nst`. Each command imports what it needs when it runs, so that `nst --help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
+    from storage.jobs import JobStore
+
+EXIT_CODES = """Exit codes: 0 done; 1 a job failed, or nst doctor found something to mend; 2 the command or its input
+is wrong; 3 this machine cannot do it (weights, device, database, disk, Prefect); 130 interrupted."""
+
+# A picture worth looking at in about a minute on two cores.
+DEMO_ROWS = 256
+DEMO_ITERATIONS = 40
+
+app = typer.Typer(
+    name="nst",
+    help=f"Neural style transfer as a batch service.\n\n{EXIT_CODES}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Home = Annotated[Path | None, typer.Option("--home", help="The folder of the service [default: NST_HOME, else ~/nst].")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, gpu or gpu:N.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", help="The result folder, new or empty [default: one in the home's outbox]."),
+]
+JobReference = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, the beginning of it, or its name.")]
+
+
+@app.command()
+def run(
+    content: Annotated[Path, typer.Argument(help="The picture to paint.")],
+    styles: Annotated[
+        list[Path], typer.Argument(metavar="STYLE...", help="The picture, or pictures, to paint it like.")
+    ],
+    out: Out = None,
+    preset: Annotated[str, typer.Option(help="'nst presets' lists them.")] = "default",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of the result.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Steps of the optimiser.")] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, random or the path of a file.")] = None,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the noise, with init=noise.")] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Stylise one picture and print the result folder."""
+    from flows.errors import SettingsError
+
+    overrides: dict[str, Any] = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {setting}: give KEY=VALUE, such as --set style_weight=2.")
+        overrides[key.strip()] = value
+    options = {"rows": rows, "iterations": iterations, "weights": weights, "precision": precision, "seed": seed}
+    overrides |= {key: value for key, value in options.items() if value is not None}
+    _run_job(content, styles, out=out, preset=preset, overrides=overrides, device=device, home=home, as_json=as_json)
+
+
+@app.command()
+def demo(
+    out: Out = None,
+    device: Device = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a content and a style picture, stylise them, and print where everything lies."""
+    import tempfile
+
+    from flows.report import RANDOM_REMARK
+    from flows.terminal import err
+    from nst_engine import samples
+    from nst_engine.errors import WeightsError
+    from nst_engine.images import encode_png
+    from nst_engine.weights import RANDOM_NAME, download, find
+
+    overrides: dict[str, Any] = {"rows": DEMO_ROWS, "iterations": DEMO_ITERATIONS}
+    if find("imagenet") is None:
+        try:
+            download()
+        except WeightsError as error:
+            err.print(f"{error}\nThe demo goes on with random weights. {RANDOM_REMARK}", markup=False)
+            overrides["weights"] = RANDOM_NAME
+    with tempfile.TemporaryDirectory(prefix="nst-demo-") as folder:
+        content, style = Path(folder) / "content.png", Path(folder) / "style.png"
+        encode_png(samples.content_sample(), content)
+        encode_png(samples.style_sample(), style)
+        _run_job(
+            content,
+            [style],
+            out=out,
+            preset="default",
+            overrides=overrides,
+            device=device,
+            home=home,
+            as_json=as_json,
+            name="demo",
+        )
+
+
+def _run_job(
+    content: Path,
+    styles: list[Path],
+    *,
+    out: Path | None,
+    preset: str,
+    overrides: dict[str, Any],
+    device: str | None,
+    home: Path | None,
+    as_json: bool,
+    name: str | None = None,
+) -> None:
+    from flows.inline import run_inline
+    from flows.report import job_document
+    from flows.terminal import out as stdout
+
+    job = run_inline(
+        _settings(home, device=device),
+        content=content,
+        styles=styles,
+        out=out,
+        preset=preset,
+        overrides=overrides,
+        name=name,
+    )
+    if as_json:
+        _print_json(job_document(job))
+        return
+    folder = Path(str(job.result_folder))
+    stdout.print(f"Job {job.id} is done: {folder}", markup=False)
+    for file in (job.result_files or {}).values():
+        stdout.print(f"  {folder / file}", markup=False)
+
+
+@app.command()
+def presets(as_json: Json = False) -> None:
+    """List the built-in presets with their sources."""
+    from flows.terminal import out, table
+    from nst_engine.presets import PRESETS
+
+    if as_json:
+        _print_json(
+            [
+                {"name": preset.name, "source": preset.source, "config": preset.config.model_dump()}
+                for preset in PRESETS.values()
+            ]
+        )
+        return
+    rows = [
+        [
+            preset.name,
+            preset.config.optimizer,
+            str(preset.config.iterations),
+            f"{preset.config.rows} rows" if preset.config.rows else f"{preset.config.long_edge} long edge",
+            ", ".join(preset.config.content_layers),
+            ", ".join(preset.config.style_layers),
+            preset.source,
+        ]
+        for preset in PRESETS.values()
+    ]
+    out.print(table(None, ["preset", "optimizer", "iterations", "size", "content", "style", "source"], rows))
+
+
+@app.command()
+def jobs(
+    limit: Annotated[int, typer.Option(min=1, help="How many at the most.")] = 20,
+    state: Annotated[str | None, typer.Option(help="Only those in this state, such as completed or failed.")] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """List the jobs, newest first."""
+    from flows.errors import SettingsError
+    from flows.report import job_document
+    from flows.terminal import local_time, out, table
+    from nst_engine.config import did_you_mean
+    from storage.models import JobState
+
+    states = [known.value for known in JobState]
+    if state is not None and state not in states:
+        raise SettingsError(f"--state {state}: there is no such state{did_you_mean(state, states)}")
+    store = _store(_settings(home))
+    found = store.recent(limit=limit, state=JobState(state) if state else None) if store else []
+    losses = store.final_losses([job.id for job in found]) if store else {}
+    if as_json:
+        _print_json([job_document(job) for job in found])
+        return
+    rows = [
+        [
+            job.id,
+            job.name,
+            job.state.value,
+            job.preset,
+            local_time(job.created_at),
+            f"{losses[job.id].total:.6g}" if job.id in losses else "-",
+            job.result_folder or job.error or "-",
+        ]
+        for job in found
+    ]
+    if rows:
+        out.print(table(None, ["job", "name", "state", "preset", "created", "loss", "result"], rows))
+    else:
+        out.print("No jobs yet; `nst run CONTENT STYLE` makes one.")
+
+
+@app.command()
+def show(job: JobReference, home: Home = None, as_json: Json = False) -> None:
+    """Show all that is known of a job, with its loss curve."""
+    from flows.report import job_document, loss_rows
+    from flows.terminal import print_job
+
+    store = _existing_store(_settings(home), job)
+    found = store.find(job)
+    losses = store.losses(found.id)
+    document = job_document(found)
+    if as_json:
+        _print_json(document | {"losses": loss_rows(losses)})
+    else:
+        print_job(found, losses, document)
+
+
+@app.command()
+def losses(
+    job: JobReference,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the total loss.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """List a job's losses, one line an iteration; seconds count from the start of the optimisation."""
+    from flows.errors import SettingsError
+    from flows.report import loss_rows, write_csv
+    from flows.terminal import loss_curve, out, table
+
+    if as_csv + plot + as_json > 1:
+        raise SettingsError("Give one of --csv, --plot and --json.")
+    store = _existing_store(_settings(home), job)
+    points = store.losses(store.find(job).id)
+    if as_csv:
+        write_csv(points, sys.stdout)
+    elif as_json:
+        _print_json(loss_rows(points))
+    elif not points:
+        out.print("This job has no losses yet.")
+    elif plot:
+        out.print(loss_curve([point.total for point in points]), markup=False)
+    else:
+        columns = ["iteration", "total", "content", "style", "tv", "seconds"]
+        rows = [[f"{row[column]:.6g}" for column in columns] for row in loss_rows(points)]
+        out.print(table(None, columns, rows))
+
+
+@app.command()
+def weights(
+    layers: Annotated[bool, typer.Option("--layers", help="List the network's layers.")] = False,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Download the official file and verify it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show which VGG19 weights a job would use, and verify them."""
+    from flows.errors import SettingsError
+    from flows.network import layer_rows, weights_document
+    from flows.terminal import out, print_mapping, table
+    from nst_engine.weights import download
+
+    if layers and fetch:
+        raise SettingsError("Give one of --layers and --fetch.")
+    if layers:
+        rows = layer_rows()
+        if as_json:
+            _print_json(rows)
+            return
+        out.print(table(None, list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+        out.print(f"\nTotal parameters: {sum(row['parameters'] for row in rows):,}")
+        return
+    if fetch:
+        download()
+    document = weights_document()
+    if as_json:
+        _print_json(document)
+    else:
+        print_mapping({key: value for key, value in document.items() if value is not None})
+    if not document["verified"]:
+        raise typer.Exit(3)
+
+
+@app.command()
+def doctor(device: Device = None, home: Home = None, as_json: Json = False) -> None:
+    """Check versions, devices, precision, weights, database and disk, and say how to mend what is wrong."""
+    from flows.doctor import examine
+    from flows.terminal import out
+
+    findings = examine(_settings(home, device=device))
+    if as_json:
+        _print_json([finding.document() for finding in findings])
+    else:
+        for finding in findings:
+            mark = "ok  " if finding.healthy else "MEND"
+            out.print(f"{mark} {finding.check:<9} {finding.finding}", markup=False)
+            if not finding.healthy:
+                out.print(f"               -> {finding.remedy}", markup=False)
+    if not all(finding.healthy for finding in findings):
+        raise typer.Exit(1)
+
+
+def _settings(home: Path | None, *, device: str | None = None) -> Settings:
+    from flows.settings import load_settings
+
+    return load_settings(home=home, device=device)
+
+
+def _store(settings: Settings) -> JobStore | None:
+    """The jobs of a home; None where there is no database yet, since looking makes none."""
+    from storage.database import open_database
+    from storage.jobs import JobStore
+    from storage.workspace import Workspace
+
+    path = Workspace(settings.home).database_path
+    return JobStore(open_database(path)) if path.exists() else None
+
+
+def _existing_store(settings: Settings, job: str) -> JobStore:
+    from storage.errors import JobNotFoundError
+
+    store = _store(settings)
+    if store is None:
+        raise JobNotFoundError(f"There is no job {job!r}: {settings.home} has no database yet.")
+    return store
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Run the command; a failure is one sentence on standard error and an exit code of EXIT_CODES."""
+    from flows.exits import exit_code_of
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        sys.exit(130)
+    except Exception as error:
+        code = exit_code_of(error)
+        if code is None:
+            raise
+        sys.stderr.write(f"nst: {error}\n")
+        sys.exit(code)

@@ -1,0 +1,139 @@
+"""What is wrong with this machine and how to mend it: one check a line, each with its finding."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Final
+
+from flows.settings import Settings
+from nst_engine import weights
+from nst_engine.errors import EngineError
+from nst_engine.startup import load_tensorflow
+from storage.database import open_database
+from storage.errors import StorageError
+from storage.workspace import Workspace, check_writable
+
+_LIBRARIES: Final = ("nst", "tensorflow", "keras", "numpy", "pillow", "prefect", "sqlalchemy")
+_LEAST_FREE_BYTES: Final = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found; `remedy` is empty where nothing is wrong."""
+
+    check: str
+    finding: str
+    remedy: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is nothing to mend."""
+        return not self.remedy
+
+    def document(self) -> dict[str, str | bool]:
+        """For JSON."""
+        return {**asdict(self), "healthy": self.healthy}
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Run all checks of the service at `settings.home`."""
+    checks: list[Callable[[Settings], Finding]] = [
+        _versions,
+        _device,
+        _precision,
+        _weights,
+        _home,
+        _database,
+        _disk,
+        _prefect,
+    ]
+    return [check(settings) for check in checks]
+
+
+def _versions(_: Settings) -> Finding:
+    libraries = ", ".join(f"{library} {version(library)}" for library in _LIBRARIES)
+    return Finding("versions", f"Python {platform.python_version()}, {libraries}")
+
+
+def _device(settings: Settings) -> Finding:
+    load_tensorflow()
+    from nst_engine.hardware import choose_device, devices
+
+    listed = ", ".join(f"{device.name} ({device.description})" for device in devices())
+    try:
+        chosen = choose_device(settings.device)
+    except EngineError as error:
+        return Finding("device", str(error), "set NST_DEVICE, --device or device in nst.toml to one of these")
+    remedy = ""
+    if chosen.name == "cpu" and shutil.which("nvidia-smi"):
+        remedy = "this machine has an NVIDIA driver that TensorFlow does not use: pip install 'nst[gpu]'"
+    return Finding("device", f"{listed}; '{settings.device}' means {chosen.name}", remedy)
+
+
+def _precision(settings: Settings) -> Finding:
+    load_tensorflow()
+    from nst_engine.hardware import choose_device, choose_precision, cpu_bfloat16_speedup
+
+    try:
+        device = choose_device(settings.device)
+    except EngineError:
+        return Finding("precision", "unknown without a device", "mend the device first")
+    chosen = choose_precision("auto", device)
+    trial = f" (bfloat16 products run {cpu_bfloat16_speedup():.2g} times as fast)" if device.name == "cpu" else ""
+    return Finding("precision", f"'auto' means {chosen}{trial}")
+
+
+def _weights(_: Settings) -> Finding:
+    try:
+        found = weights.find("imagenet")
+        if found is None:
+            return Finding(
+                "weights",
+                f"the VGG19 weights are not on this machine ({weights.cache_path()})",
+                f"nst weights --fetch, or set {weights.ENVIRONMENT_VARIABLE} to the file",
+            )
+        loaded = weights.read(found.path)
+    except EngineError as error:
+        return Finding("weights", str(error), "see there")
+    return Finding("weights", f"{loaded.name}, {found.path} (by {found.found_by}), SHA-256 {loaded.sha256[:12]}")
+
+
+def _home(settings: Settings) -> Finding:
+    try:
+        check_writable(settings.home)
+    except StorageError as error:
+        return Finding("home", str(error), "mend its permissions or name another home with --home or NST_HOME")
+    return Finding("home", str(settings.home))
+
+
+def _database(settings: Settings) -> Finding:
+    path = Workspace(settings.home).database_path
+    if not path.exists():
+        return Finding("database", f"none yet; the first job makes {path}")
+    try:
+        with open_database(path) as database:
+            problems = database.integrity()
+    except StorageError as error:
+        return Finding("database", str(error), "restore it from a backup, or move it away to begin a new one")
+    if problems:
+        return Finding("database", f"{path}: {problems[0]}", "restore it from a backup")
+    return Finding("database", f"{path}, whole, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _disk(settings: Settings) -> Finding:
+    place = settings.home
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    remedy = "" if free >= _LEAST_FREE_BYTES else f"free some space on the disk of {place}"
+    return Finding("disk", f"{free / 1e9:.1f} GB free for {settings.home}", remedy)
+
+
+def _prefect(_: Settings) -> Finding:
+    url = os.environ.get("PREFECT_API_URL")
+    return Finding("prefect", f"API at {url}" if url else "a temporary API starts with each `nst run`")

@@ -1,0 +1,118 @@
+"""One job from pictures to result in this process, for `nst run`: everything that can be refused is refused
+before Prefect and TensorFlow start, then the flow runs with a progress bar."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from flows.claim import claim
+from flows.errors import OrchestrationError
+from flows.local_api import prepare_api
+from flows.settings import Settings
+from flows.terminal import err, progress_bar
+from nst_engine.config import TransferConfig
+from nst_engine.presets import find_preset
+from nst_engine.weights import RANDOM_NAME, find, read
+from nst_engine.weights import download as download_weights
+from storage.database import open_database
+from storage.jobs import JobStore
+from storage.models import Job, JobState
+from storage.workspace import Workspace, check_writable, require_free
+
+
+def run_inline(
+    settings: Settings,
+    *,
+    content: Path,
+    styles: Sequence[Path],
+    out: Path | None,
+    preset: str,
+    overrides: Mapping[str, Any],
+    name: str | None = None,
+) -> Job:
+    """Make a job of the pictures, run its flow here and return the completed job.
+
+    Raises what the flow raises: EngineError, StorageError or FlowError, each with one sentence; and
+    KeyboardInterrupt, also on SIGTERM, after the job has been cancelled.
+    """
+    config = _with_absolute_weights(find_preset(preset).config.with_overrides(overrides))
+    workspace = Workspace(settings.home)
+    destination = out.expanduser().absolute() if out else None
+    check_writable(destination or workspace.outbox)
+    if destination is not None:
+        require_free(destination)
+    _require_weights(config)
+    workspace.create()
+    with open_database(workspace.database_path) as database:
+        store = JobStore(database)
+        job = claim(
+            store,
+            workspace,
+            content=content,
+            styles=styles,
+            preset=preset,
+            config=config,
+            max_pixels=settings.max_pixels,
+            name=name,
+        )
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            _run_flow(job, settings, destination)
+        finally:
+            if store.get(job.id).state is JobState.PENDING:
+                store.cancel(job.id, attempt=None)
+                workspace.discard(job.id)
+        return store.get(job.id)
+
+
+def _run_flow(job: Job, settings: Settings, destination: Path | None) -> None:
+    prepare_api(settings.home)
+    from prefect import tags
+
+    from flows.stylize import stylize
+
+    with progress_bar(job.name):
+        _require_api()
+        with tags("nst", f"preset:{job.preset}"):
+            stylize(job.id, str(settings.home), settings.device, str(destination) if destination else None)
+
+
+def _require_api() -> None:
+    """Reach Prefect's API, starting the temporary one where none is named."""
+    from prefect import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            failure = client.api_healthcheck()
+    except RuntimeError as error:
+        raise OrchestrationError(f"Prefect's temporary API did not start ({error}); see `nst doctor`.") from error
+    if failure is not None:
+        raise OrchestrationError(
+            f"Prefect's API does not answer ({failure}); start it, or unset PREFECT_API_URL to use a temporary one."
+        ) from failure
+
+
+def _with_absolute_weights(config: TransferConfig) -> TransferConfig:
+    if config.weights in ("imagenet", RANDOM_NAME):
+        return config
+    return config.with_overrides({"weights": str(Path(config.weights).expanduser().absolute())})
+
+
+def _require_weights(config: TransferConfig) -> None:
+    """Check the weight file, and fetch it where there is none, before a job is made for it."""
+    if config.weights == RANDOM_NAME:
+        return
+    found = find(config.weights)
+    if found is None:
+        err.print("The VGG19 weights (80 MB) are fetched once:")
+        download_weights()
+    else:
+        read(found.path)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
