@@ -85,9 +85,10 @@ def demo(
     from flows.report import RANDOM_REMARK
     from flows.terminal import err
     from nst_engine import samples
+    from nst_engine.config import RANDOM_WEIGHTS
     from nst_engine.errors import WeightsError
     from nst_engine.images import encode_png
-    from nst_engine.weights import RANDOM_NAME, download, find
+    from nst_engine.weights import download, find
 
     overrides: dict[str, Any] = {"rows": DEMO_ROWS, "iterations": DEMO_ITERATIONS}
     if find("imagenet") is None:
@@ -95,7 +96,7 @@ def demo(
             download()
         except WeightsError as error:
             err.print(f"{error}\nThe demo goes on with random weights. {RANDOM_REMARK}", markup=False)
-            overrides["weights"] = RANDOM_NAME
+            overrides["weights"] = RANDOM_WEIGHTS
     with tempfile.TemporaryDirectory(prefix="nst-demo-") as folder:
         content, style = Path(folder) / "content.png", Path(folder) / "style.png"
         encode_png(samples.content_sample(), content)

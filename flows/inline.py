@@ -14,10 +14,10 @@ from flows.errors import OrchestrationError
 from flows.local_api import prepare_api
 from flows.settings import Settings
 from flows.terminal import err, progress_bar
-from nst_engine.config import TransferConfig
+from nst_engine.config import RANDOM_WEIGHTS, TransferConfig
 from nst_engine.presets import find_preset
-from nst_engine.weights import RANDOM_NAME, find, read
 from nst_engine.weights import download as download_weights
+from nst_engine.weights import find, read
 from storage.database import open_database
 from storage.jobs import JobStore
 from storage.models import Job, JobState
@@ -59,10 +59,11 @@ def run_inline(
             max_pixels=settings.max_pixels,
             name=name,
         )
-        signal.signal(signal.SIGTERM, _interrupt)
+        previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             _run_flow(job, settings, destination)
         finally:
+            signal.signal(signal.SIGTERM, previous)
             if store.get(job.id).state is JobState.PENDING:
                 store.cancel(job.id, attempt=None)
                 workspace.discard(job.id)
@@ -97,14 +98,14 @@ def _require_api() -> None:
 
 
 def _with_absolute_weights(config: TransferConfig) -> TransferConfig:
-    if config.weights in ("imagenet", RANDOM_NAME):
+    if config.weights in ("imagenet", RANDOM_WEIGHTS):
         return config
     return config.with_overrides({"weights": str(Path(config.weights).expanduser().absolute())})
 
 
 def _require_weights(config: TransferConfig) -> None:
     """Check the weight file, and fetch it where there is none, before a job is made for it."""
-    if config.weights == RANDOM_NAME:
+    if config.weights == RANDOM_WEIGHTS:
         return
     found = find(config.weights)
     if found is None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from nst_engine.weights import RANDOM_NAME
+from nst_engine.config import RANDOM_WEIGHTS
 from storage.models import Attempt, Job, LossPoint, Source
 
 RANDOM_REMARK = (
@@ -28,7 +28,7 @@ def job_document(job: Job) -> dict[str, Any]:
         "preset": job.preset,
         "config": job.config,
         "weights": {"name": job.weights_name, "sha256": job.weights_sha256},
-        "remark": RANDOM_REMARK if job.weights_name == RANDOM_NAME else None,
+        "remark": RANDOM_REMARK if job.weights_name == RANDOM_WEIGHTS else None,
         "precision": job.precision,
         "device": job.device,
         "host": job.host,

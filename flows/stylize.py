@@ -110,7 +110,8 @@ def stylize(job_id: str, home: str, device: str | None = None, out: str | None =
             store.fail(job_id, attempt=number, error=str(error))
             raise
         except Exception as error:
-            store.fail(job_id, attempt=number, error=str(error) or repr(error))
+            # A fault of the program may have any text; the record keeps one line.
+            store.fail(job_id, attempt=number, error=" ".join(str(error).split()) or repr(error))
             workspace.discard(job_id)
             raise
     return str(folder)

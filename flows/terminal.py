@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,7 +18,10 @@ from flows.progress import Progress as JobProgress
 from flows.progress import watched_by
 from storage.models import Job, LossPoint
 
-out: Final = Console(highlight=False, soft_wrap=True)
+# A file or a pipe has no width of its own; tables there must not be folded to 80 columns.
+_PIPE_WIDTH: Final = 240
+
+out: Final = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _CURVE_COLUMNS: Final = 60

@@ -1,0 +1,97 @@
+"""What the engine's tests share: weights, an engine on the CPU, and small pictures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nst_engine.images import encode_png
+from nst_engine.samples import content_sample, style_sample
+from nst_engine.weights import Weights, random_weights
+
+if TYPE_CHECKING:
+    from nst_engine.engine import Engine
+
+# TensorFlow reads it once, when it is imported.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+STANDIN_MAKER = Path(__file__).resolve().parents[2] / "shared" / "weights" / "make_vgg19_standin.py"
+
+
+@pytest.fixture(scope="session")
+def standin_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weight file with the layout of Keras' and most of its numbers; see its maker."""
+    if not STANDIN_MAKER.is_file():
+        pytest.skip(f"{STANDIN_MAKER} is not there to make the stand-in weights")
+    path = tmp_path_factory.mktemp("weights") / "standin.h5"
+    subprocess.run([sys.executable, STANDIN_MAKER, path], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def weights_choice(request: pytest.FixtureRequest) -> str:
+    """The stand-in weights where they can be made, else the seeded random ones."""
+    if not STANDIN_MAKER.is_file():
+        return "random"
+    return str(request.getfixturevalue("standin_weights"))
+
+
+@pytest.fixture(scope="session")
+def random_network() -> Weights:
+    """The seeded random weights, which are on every machine."""
+    return random_weights()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """An engine on the CPU, the same for all tests, so that most traces are made once."""
+    # Imported here: the tests that need no TensorFlow should not wait for it.
+    from nst_engine.engine import Engine
+
+    return Engine("cpu")
+
+
+@pytest.fixture(scope="session")
+def content() -> NDArray[np.uint8]:
+    """A wide content picture, uint8 RGB (96, 128, 3)."""
+    return content_sample(96, 128)
+
+
+@pytest.fixture(scope="session")
+def style() -> NDArray[np.uint8]:
+    """A style picture of another shape, uint8 RGB (96, 96, 3)."""
+    return style_sample(96, 96)
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One temporary Prefect API for all flows that run in this process; its start is most of a flow's time."""
+    from flows.local_api import prepare_api
+
+    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    prepare_api(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def content_file(tmp_path: Path, content: NDArray[np.uint8]) -> Path:
+    """The content sample as a file of the user's."""
+    return _saved(content, tmp_path / "pictures" / "lake.png")
+
+
+@pytest.fixture
+def style_file(tmp_path: Path, style: NDArray[np.uint8]) -> Path:
+    """The style sample as a file of the user's."""
+    return _saved(style, tmp_path / "pictures" / "swirls.png")
+
+
+def _saved(picture: NDArray[np.uint8], path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    encode_png(picture, path)
+    return path
