@@ -130,15 +130,20 @@ def _run_job(
     from flows.report import job_document
     from flows.terminal import out as stdout
 
-    job = run_inline(
-        _settings(home, device=device),
-        content=content,
-        styles=styles,
-        out=out,
-        preset=preset,
-        overrides=overrides,
-        name=name,
-    )
+    try:
+        job = run_inline(
+            _settings(home, device=device),
+            content=content,
+            styles=styles,
+            out=out,
+            preset=preset,
+            overrides=overrides,
+            name=name,
+        )
+    except KeyboardInterrupt:
+        # Typer would say nothing.
+        sys.stderr.write("Interrupted.\n")
+        raise typer.Exit(130) from None
     if as_json:
         _print_json(job_document(job))
         return
@@ -352,9 +357,6 @@ def main() -> None:
 
     try:
         app()
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted.\n")
-        sys.exit(130)
     except Exception as error:
         code = exit_code_of(error)
         if code is None:

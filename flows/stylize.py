@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
@@ -101,7 +102,8 @@ def stylize(job_id: str, home: str, device: str | None = None, out: str | None =
             state = optimise(attempt, pictures)
             deprocess(attempt, state)
             folder = publish(attempt, state, Path(out) if out else None)
-        except KeyboardInterrupt:
+        # Prefect turns SIGTERM into its own signal while a flow runs.
+        except (KeyboardInterrupt, TerminationSignal):
             store.cancel(job_id, attempt=number)
             workspace.discard(job_id)
             raise

@@ -30,6 +30,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Init = Literal["content", "style", "grey", "noise"]
 
 MAX_SIDE = 20_000
+RANDOM_WEIGHTS = "random"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -44,6 +45,9 @@ def _parse_layers(value: Any) -> Any:
         value = [part for part in value.split(",") if part.strip()]
     if isinstance(value, list | tuple):
         parts = [str(part).partition(":") for part in value]
+        names = [name.strip() for name, _, _ in parts]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{twice} is given twice; name each layer once, with its weight as in {twice}:2.")
         return {name.strip(): weight if colon else 1 / len(parts) for name, colon, weight in parts}
     return value
 
@@ -90,7 +94,7 @@ class TransferConfig(BaseModel):
         {f"block{block}_conv1": 0.2 for block in range(1, 6)}, description="style layers and their weights"
     )
     content_weight: NonNegativeFloat = Field(1.0, description="alpha, the weight of the content loss")
-    style_weight: NonNegativeFloat = Field(1.0, description="beta, the weight of the style loss")
+    style_weight: NonNegativeFloat = Field(1e-3, description="beta, the weight of the style loss")
     tv_weight: NonNegativeFloat = Field(0.0, description="the weight of the total variation")
     content_normalization: Normalization = Field(
         "mean", description="of the squared differences: gatys half their sum (eq. 1), keras the sum, mean"
@@ -127,7 +131,7 @@ class TransferConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.rows is None) == (self.long_edge is None):
-            raise ValueError("give either rows or long_edge, and 'none' for the other.")
+            raise ValueError("Give either rows or long_edge, and 'none' for the other.")
         if self.clip and self.optimizer == "lbfgs":
             raise ValueError("clip works with sgd and adam, not with lbfgs; set clip=false.")
         if not (self.content_weight or self.style_weight):
@@ -156,8 +160,9 @@ def _sentence(error: ValidationError) -> str:
         return f"{key}: there is no such setting{did_you_mean(key, TransferConfig.model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
     if not key:
-        return message[0].upper() + message[1:]
+        return message
     if first["type"] == "value_error":
         return f"{key}: {message}"
     meaning = TransferConfig.model_fields[key].description
-    return f"{key} = {first['input']}: {message[0].lower()}{message[1:]} ({meaning})."
+    setting = ".".join(str(part) for part in first["loc"])
+    return f"{setting} = {first['input']}: {message[0].lower()}{message[1:]} ({meaning})."

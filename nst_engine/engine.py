@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from nst_engine import weights
-from nst_engine.config import TransferConfig
+from nst_engine.config import RANDOM_WEIGHTS, TransferConfig
 from nst_engine.evaluation import Evaluation
 from nst_engine.hardware import Device, choose_device, choose_precision
 from nst_engine.images import preprocess
@@ -51,13 +51,16 @@ class Engine:
 
     def __init__(self, device: str = "auto") -> None:
         self.device: Device = choose_device(device)
-        self._weights: _Recent[str, weights.Weights] = _Recent(_WEIGHTS_KEPT)
+        self._weights: _Recent[tuple[object, ...], weights.Weights] = _Recent(_WEIGHTS_KEPT)
         self._objectives: _Recent[tuple[Form, str], TracedObjective] = _Recent(_FORMS_KEPT)
         self._targets: _Recent[tuple[Form, str, str], Targets] = _Recent(_TARGETS_KEPT)
 
     def weights(self, choice: str) -> weights.Weights:
         """The weights that a config's `weights` means, read once; WeightsError when they are not to be had."""
-        return self._weights.get(choice, lambda: weights.load(choice))
+        found = None if choice == RANDOM_WEIGHTS else weights.find(choice)
+        # With its time, so that a file that is replaced under a warm engine is read again.
+        key = (choice, found.path, found.path.stat().st_mtime_ns) if found else (choice,)
+        return self._weights.get(key, lambda: weights.load(choice))
 
     def precision(self, config: TransferConfig) -> str:
         """The precision that the config's `precision` means on this device."""

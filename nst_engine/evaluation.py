@@ -9,10 +9,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Losses:
-    """The parts of the loss of one picture; `total` is their weighted sum.
+    """The parts of the loss of one picture: total = content + style + tv.
 
-    `content` and `style` are weighted over their layers but not by content_weight and style_weight; `tv` is
-    not weighted either. `layers` has each layer's own loss, unweighted, as "content/block5_conv2".
+    `content`, `style` and `tv` carry their weights (content_weight and so on). `layers` has each layer's own
+    loss without any weight, as "content/block5_conv2", so that jobs with other weights compare.
     """
 
     total: float

@@ -140,11 +140,11 @@ class TracedObjective:
                 self._style_part(features[layer], [style[index] for style in grams], picture)
                 for index, layer in enumerate(form.style_layers)
             ]
-            content_total = weighted_sum(content_parts, tf.unstack(content_weights, len(content_parts)))
-            style_total = weighted_sum(style_parts, tf.unstack(style_weights, len(style_parts)))
+            content_total = weights[0] * weighted_sum(content_parts, tf.unstack(content_weights, len(content_parts)))
+            style_total = weights[1] * weighted_sum(style_parts, tf.unstack(style_weights, len(style_parts)))
             zero = tf.zeros((), self._dtype)
-            tv = total_variation(picture, form=form.tv_form) if form.tv_form else zero
-            total = weights[0] * content_total + weights[1] * style_total + weights[2] * tv
+            tv = weights[2] * total_variation(picture, form=form.tv_form) if form.tv_form else zero
+            total = content_total + style_total + tv
         gradient = tape.gradient(total, picture)
         return tf.stack([total, content_total, style_total, tv, *content_parts, *style_parts]), gradient
 

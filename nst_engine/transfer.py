@@ -160,8 +160,8 @@ def _used_up(budget: Budget, *, done: int, seconds: float) -> bool:
 
 
 def _check_finite(evaluation: Evaluation, *, iteration: int, config: TransferConfig, best: np.ndarray | None) -> None:
-    losses = evaluation.losses
-    if np.isfinite(losses.total) and np.isfinite(evaluation.gradient).all():
+    total = evaluation.losses.total
+    if np.isfinite(total) and np.isfinite(evaluation.gradient).all():
         return
     if iteration == 0:
         cause = "the weights or the loss weights are too large"
@@ -170,6 +170,6 @@ def _check_finite(evaluation: Evaluation, *, iteration: int, config: TransferCon
     else:
         cause = f"the learning rate of {config.learning_rate:g} is too high for these loss weights; try a tenth"
     raise NotFiniteError(
-        f"The loss is {losses.total:g} at iteration {iteration}; the likely cause is that {cause}.",
+        f"The {'gradient is not finite' if np.isfinite(total) else f'loss is {total:g}'} at iteration {iteration}; the likely cause is that {cause}.",
         best=None if best is None else deprocess(best),
     )

@@ -84,11 +84,13 @@ def feature_extractor(kernels: Kernels, *, layers: Iterable[str], pooling: Pooli
         return type(layer).from_config(config)
 
     wanted = tuple(layers)
-    whole = keras.applications.VGG19(include_top=False, weights=None, input_shape=(None, None, 3))
-    cut = keras.Model(whole.inputs, whole.get_layer(deepest(wanted)).output)
+    # Without a dtype of its own the input would round pictures to float32.
+    picture = keras.Input((None, None, 3), dtype=dtype)
+    whole = keras.applications.VGG19(include_top=False, weights=None, input_tensor=picture)
+    cut = keras.Model(picture, whole.get_layer(deepest(wanted)).output)
     model = keras.models.clone_model(cut, clone_function=rebuild)
     for layer in model.layers:
         if layer.name in kernels:
             layer.set_weights(list(kernels[layer.name]))
             layer.trainable = False
-    return keras.Model(model.inputs, {name: model.get_layer(name).output for name in wanted})
+    return keras.Model(model.inputs[0], {name: model.get_layer(name).output for name in wanted})

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from nst_engine.config import RANDOM_WEIGHTS
 from nst_engine.errors import WeightsError
 from nst_engine.startup import load_tensorflow
 from nst_engine.vgg19 import CONVOLUTIONS, Kernels, Layer
@@ -26,11 +27,12 @@ OFFICIAL_URL = (
 OFFICIAL_MD5 = "253f8cb515780f3b799900260a226db6"
 """Both as in keras/src/applications/vgg19.py; a test compares them."""
 
-RANDOM_NAME = "random"
 RANDOM_SEED = 19
-_INPUT_RMS = 65.0
+MEAN_ACTIVATION = 100.0
+"""About that of the ImageNet weights in blocks 1 to 3, so that the presets' loss weights fit both networks."""
+_INPUT_RMS = 60.0
 """Root mean square of a mean-centred photograph: about a quarter of the 255 levels."""
-_POOLING_GAIN = 1.5
+_POOLING_GAIN = 1.15
 """How much 2 x 2 max pooling raises the root mean square of rectified noise-filtered pictures."""
 _BLOCK_BYTES = 1 << 20
 
@@ -118,7 +120,7 @@ def load(choice: str) -> Weights:
     "imagenet" comes from NST_VGG19_WEIGHTS, Keras' cache or Keras' download, in this order; nothing else is
     ever taken in its place. Raises WeightsError with a sentence for whatever is wrong with the file.
     """
-    if choice == RANDOM_NAME:
+    if choice == RANDOM_WEIGHTS:
         return random_weights()
     found = find(choice)
     return read(found.path if found else download())
@@ -183,10 +185,10 @@ def _digests(path: Path) -> tuple[str, str]:
 
 
 def random_weights(seed: int = RANDOM_SEED) -> Weights:
-    """A seeded network whose feature maps have a mean activation near 1 in every layer.
+    """A seeded network whose feature maps have a mean activation near MEAN_ACTIVATION in every layer.
 
     Gaussian kernels with variance 2 / (9 in) keep the mean square through a rectified layer (He et al.,
-    arXiv:1502.01852); the first layer is scaled so that photographs come out with mean activation 1, and each
+    arXiv:1502.01852); the first layer is scaled so that photographs come out with that mean activation, and each
     layer behind a pooling undoes what max pooling adds. Zero biases.
     """
     generator = np.random.default_rng(seed)
@@ -197,11 +199,11 @@ def random_weights(seed: int = RANDOM_SEED) -> Weights:
         gain = np.sqrt(2.0 / (9 * layer.input_channels))
         if layer.name == "block1_conv1":
             # The rectified half of a Gaussian of deviation sqrt(2 pi) has mean 1.
-            gain *= np.sqrt(np.pi) / _INPUT_RMS
+            gain *= MEAN_ACTIVATION * np.sqrt(np.pi) / _INPUT_RMS
         elif layer.name.endswith("_conv1"):
             gain /= _POOLING_GAIN
         kernel *= np.float32(gain)
         bias = np.zeros(layer.channels, dtype=np.float32)
         kernels[layer.name] = (kernel, bias)
         digest.update(kernel.tobytes())
-    return Weights(RANDOM_NAME, digest.hexdigest(), None, kernels)
+    return Weights(RANDOM_WEIGHTS, digest.hexdigest(), None, kernels)

@@ -1,0 +1,135 @@
+"""The README and docs hold: every command in them is run as it stands, every flag and setting is named."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from flows.cli import EXIT_CODES, app
+from flows.settings import Settings
+from nst_engine.config import TransferConfig
+from nst_engine.images import encode_png
+from nst_engine.presets import PRESETS
+from nst_engine.samples import content_sample, style_sample
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+# What a run costs at full size is known from the benchmarks; its command line is what is tested here.
+SMALL = ["--rows", "32", "--iterations", "2", "--weights", "random", "--device", "cpu"]
+
+
+def flags(command: str) -> set[str]:
+    """The long options of a command, without --help."""
+    group = typer.main.get_command(app)
+    return {
+        option
+        for parameter in group.commands[command].params  # type: ignore[attr-defined]
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option.startswith("--")
+    }
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a user who has pictures in the folder PWD and no jobs yet."""
+    folder = tmp_path_factory.mktemp("user")
+    for name, picture in (
+        ("photo.jpg", content_sample(96, 128)),
+        ("painting.jpg", style_sample(96, 96)),
+        ("another.jpg", content_sample(64, 64)),
+    ):
+        encode_png(picture, folder / name)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NST_", "PREFECT_"))}
+    return kept | {
+        "HOME": str(folder),
+        "PWD": str(folder),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def run(command: str, user: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        shlex.split(command), env=user | more, cwd=user["PWD"], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_readme_begins_with_the_two_make_commands_and_ci_calls_them() -> None:
+    assert COMMANDS[:2] == ["make demo", "make test"]
+    assert {"make demo", "make test"} < set((ROOT / ".ci" / "run").read_text().splitlines())
+
+
+def test_every_nst_command_of_the_readme_runs(user: dict[str, str], standin_weights: Path) -> None:
+    commands = [command for command in COMMANDS if command.startswith("nst ")]
+    assert {command.split()[1] for command in commands} == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    for command in commands:
+        small = f"{command} {shlex.join(SMALL)}" if command.startswith("nst run") else command
+        done = run(small, user, NST_VGG19_WEIGHTS=str(standin_weights))
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.stdout
+    outbox = Path(user["HOME"]) / "nst" / "outbox"
+    assert {folder.name for folder in outbox.iterdir()} == {"photo_painting", "photo_painting_another", "demo"}
+    assert {path.name for path in (Path(user["PWD"]) / "painted").iterdir()} == {
+        "result.png",
+        "content.jpg",
+        "style.jpg",
+        "loss.png",
+        "job.json",
+    }
+
+
+def test_the_readme_s_table_of_options_is_that_of_nst_run() -> None:
+    table = README.split("| option of `nst run`")[1].split("\n\n")[0]
+    assert set(re.findall(r"`[^`]*(--[a-z]+)[^`]*` \|", "\n".join(re.findall(r"^\| (.*)$", table, re.MULTILINE)))) | {
+        "--out"
+    } == flags("run")
+
+
+def test_every_other_flag_that_the_readme_names_exists() -> None:
+    for command, named in re.findall(r"`nst ([a-z]+)[^`]*?(--[a-z]+)", README):
+        assert named in flags(command), f"nst {command} {named}"
+
+
+def test_the_readme_gives_the_exit_codes_of_the_help() -> None:
+    def words(text: str) -> str:
+        return " ".join(text.replace("`", "").split())
+
+    assert words(EXIT_CODES) in words(README)
+
+
+def test_the_readme_names_every_setting_of_the_service() -> None:
+    for name, field in Settings.model_fields.items():
+        assert f"`NST_{name.upper()}`" in README
+        default = field.default
+        assert f"{default:g}" if isinstance(default, float) else str(default) in README
+
+
+def test_settings_md_lists_every_setting_of_a_transfer_as_it_is() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.*) \|$", text, re.MULTILINE)
+    assert rows == [
+        (name, shown(getattr(PRESETS["default"].config, name)), field.description)
+        for name, field in TransferConfig.model_fields.items()
+    ]
+
+
+def shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{layer}:{weight:g}" for layer, weight in value.items())
+    return "none" if value is None else f"{value}".lower() if isinstance(value, bool) else f"{value}"
+
+
+def test_presets_md_names_every_preset() -> None:
+    text = (ROOT / "docs" / "presets.md").read_text()
+    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(PRESETS)

@@ -1,0 +1,200 @@
+"""The whole objective: its value against NumPy over Keras' own feature maps, its gradient against differences."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from nst_engine.config import TransferConfig
+from nst_engine.evaluation import Evaluation
+from nst_engine.images import preprocess
+from nst_engine.losses import total_variation
+from nst_engine.objective import Form, TracedObjective
+from nst_engine.samples import content_sample, style_sample
+from nst_engine.weights import Weights
+
+ROWS, COLUMNS = 33, 42
+STYLE_SHAPES = ((33, 42), (48, 37))
+
+
+def config(**settings: Any) -> TransferConfig:
+    return TransferConfig().with_overrides({"precision": "float32", **settings})
+
+
+# The weights are such that content, style and total variation have like shares in the total.
+CONFIGS = {
+    "default": config(content_weight=1e-3, style_weight=4e-9, tv_weight=2e-7),
+    "keras": config(
+        content_normalization="keras",
+        gram_normalization="keras",
+        tv_form="keras",
+        content_layers="block5_conv2",
+        content_weight=4e-6,
+        style_weight=1e-10,
+        tv_weight=2.5e-8,
+    ),
+    "gatys": config(
+        content_normalization="gatys",
+        gram_normalization="gatys",
+        content_layers="block2_conv2:0.3,block4_conv2:0.7",
+        style_layers="block1_conv1:3,block3_conv4:0.5,block2_conv2:1",
+        content_weight=5e-8,
+        style_weight=4e-9,
+        pooling="average",
+    ),
+    "l1": config(
+        content_layers="block3_conv1",
+        style_layers="block3_conv1",
+        content_weight=2e-4,
+        style_weight=2.5e-9,
+        tv_form="l1",
+        tv_weight=7e-6,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An objective, what it was made of, and its evaluation of a picture that is neither target."""
+
+    config: TransferConfig
+    content: NDArray[Any]
+    styles: list[NDArray[Any]]
+    picture: NDArray[Any]
+    at: Callable[[NDArray[Any]], Evaluation]
+    evaluation: Evaluation
+
+
+def make_case(random_network: Weights, config: TransferConfig, *, dtype: str) -> Case:
+    content = preprocess(content_sample(ROWS, COLUMNS))
+    styles = [preprocess(style_sample(*shape)) for shape in STYLE_SHAPES]
+    # No two equal pixels, where l1 would have a kink.
+    picture = content[:, ::-1] + np.random.default_rng(7).normal(0, 8, (ROWS, COLUMNS, 3))
+    objective = TracedObjective(Form.of(config, styles=len(styles), dtype=dtype), random_network.kernels)
+    targets = objective.targets(content, styles)
+
+    def at(picture: NDArray[Any]) -> Evaluation:
+        return objective.evaluate(picture, targets, config)
+
+    return Case(config, content, styles, picture, at, at(picture))
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def case(request: pytest.FixtureRequest, random_network: Weights) -> Case:
+    """Each of CONFIGS in float64."""
+    return make_case(random_network, CONFIGS[request.param], dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def keras_features(random_network: Weights) -> Callable[..., dict[str, NDArray[np.float64]]]:
+    """Each convolution's (positions, channels) of a picture, from Keras' network in float64."""
+    picture_in = keras.Input((None, None, 3), dtype="float64")
+    whole = keras.applications.VGG19(include_top=False, weights=None, input_tensor=picture_in)
+    networks = {}
+    for average in (False, True):
+
+        def in_float64(layer: Any, average: bool = average) -> Any:
+            kind = keras.layers.AveragePooling2D if average and "pool" in layer.name else type(layer)
+            return kind.from_config({**layer.get_config(), "dtype": "float64"})
+
+        network = keras.models.clone_model(whole, clone_function=in_float64)
+        for name, arrays in random_network.kernels.items():
+            network.get_layer(name).set_weights(list(arrays))
+        outputs = {name: network.get_layer(name).output for name in random_network.kernels}
+        networks[average] = keras.Model(network.inputs[0], outputs)
+
+    def features(picture: NDArray[Any], *, average: bool) -> dict[str, NDArray[np.float64]]:
+        maps = networks[average](picture[np.newaxis].astype(np.float64))
+        return {name: np.asarray(found)[0].reshape(-1, found.shape[-1]) for name, found in maps.items()}
+
+    return features
+
+
+def test_losses_are_those_of_the_formulas(
+    case: Case, keras_features: Callable[..., dict[str, NDArray[np.float64]]]
+) -> None:
+    config, losses = case.config, case.evaluation.losses
+    result, content, *styles = (
+        keras_features(picture, average=config.pooling == "average")
+        for picture in (case.picture, case.content, *case.styles)
+    )
+    parts: dict[str, float] = {}
+    for layer in config.content_layers:
+        squares = (result[layer] - content[layer]) ** 2
+        scale = {"gatys": 0.5, "keras": 1.0, "mean": 1 / squares.size}[config.content_normalization]
+        parts[f"content/{layer}"] = float(squares.sum() * scale)
+    for layer in config.style_layers:
+        m, n = result[layer].shape
+        scale = {
+            "gatys": 1 / (4 * n**2 * m**2),
+            "keras": 1 / (4 * 3**2 * (ROWS * COLUMNS) ** 2),
+            "mean": 1 / (n**2 * m**2),
+        }[config.gram_normalization]
+        gram = result[layer].T @ result[layer]
+        # A style of another size is scaled to the result's number of positions.
+        targets = [style[layer].T @ style[layer] * (m / len(style[layer])) for style in styles]
+        parts[f"style/{layer}"] = float(np.mean([scale * ((gram - target) ** 2).sum() for target in targets]))
+
+    assert losses.layers == pytest.approx(parts, rel=1e-9)
+    variation = total_variation(tf.constant(case.picture), form=config.tv_form)
+    expected = [
+        config.content_weight
+        * sum(weight * parts[f"content/{layer}"] for layer, weight in config.content_layers.items()),
+        config.style_weight * sum(weight * parts[f"style/{layer}"] for layer, weight in config.style_layers.items()),
+        config.tv_weight * float(variation),
+    ]
+    assert [losses.content, losses.style, losses.tv] == pytest.approx(expected, rel=1e-9)
+    assert losses.total == pytest.approx(sum(expected), rel=1e-9)
+    # Else a wrong part could hide behind the others, here and in the tests of the gradient.
+    assert min(share for share in expected if share) > 0.1 * losses.total
+
+
+def test_gradient_agrees_with_differences(case: Case) -> None:
+    gradient = case.evaluation.gradient
+    assert gradient.dtype == np.float64
+    generator = np.random.default_rng(8)
+    # So small a step crosses few of the network's kinks, and they weigh little in the difference.
+    step = 1e-5
+    for _ in range(3):
+        direction = generator.standard_normal(case.picture.shape)
+        ahead, behind = (case.at(case.picture + sign * step * direction).losses.total for sign in (1, -1))
+        scale = np.linalg.norm(gradient) / np.sqrt(gradient.size) * np.linalg.norm(direction)
+        assert (ahead - behind) / (2 * step) == pytest.approx((gradient * direction).sum(), abs=1e-6 * scale)
+
+
+def test_float32_is_near_float64(case: Case, random_network: Weights) -> None:
+    single = make_case(random_network, case.config, dtype="float32").evaluation
+    exact = case.evaluation
+    assert single.gradient.dtype == np.float32
+    assert single.losses.total == pytest.approx(exact.losses.total, rel=1e-5)
+    assert np.linalg.norm(single.gradient - exact.gradient) < 1e-4 * np.linalg.norm(exact.gradient)
+
+
+def test_the_targets_own_pictures_have_no_loss(random_network: Weights) -> None:
+    config = CONFIGS["l1"]
+    objective = TracedObjective(Form.of(config, styles=1, dtype="float64"), random_network.kernels)
+    content, style = preprocess(content_sample(20, 30)), preprocess(style_sample(20, 30))
+    targets = objective.targets(content, [style])
+    at_content, at_style = (objective.evaluate(picture, targets, config).losses for picture in (content, style))
+    assert at_content.content == 0
+    assert at_style.content > 0
+    assert at_style.style < 1e-20 * at_content.style
+
+
+def test_one_trace_serves_every_size(random_network: Weights) -> None:
+    config = CONFIGS["l1"]
+    objective = TracedObjective(Form.of(config, styles=1, dtype="float32"), random_network.kernels)
+    losses = set()
+    for rows, columns in ((16, 40), (31, 16), (20, 20)):
+        picture = preprocess(content_sample(rows, columns))
+        targets = objective.targets(picture, [preprocess(style_sample(columns, rows))])
+        evaluation = objective.evaluate(picture, targets, config)
+        assert evaluation.gradient.shape == (rows, columns, 3)
+        losses.add(evaluation.losses.total)
+    assert len(losses) == 3
+    assert objective._evaluate.experimental_get_tracing_count() == 1

@@ -1,0 +1,141 @@
+"""The network against keras.applications' own: its table, its feature maps, what each unit sees."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from nst_engine.vgg19 import CONVOLUTION_NAMES, CONVOLUTIONS, LAYERS, Layer, deepest, feature_extractor
+from nst_engine.weights import Weights, load
+
+
+@pytest.fixture(scope="module")
+def keras_network() -> Any:
+    return keras.applications.VGG19(include_top=False, weights=None, input_shape=(None, None, 3))
+
+
+@pytest.fixture(scope="module")
+def noise() -> NDArray[np.float32]:
+    """A batch of one picture whose sides no pooling divides, as preprocessed."""
+    return np.random.default_rng(5).uniform(-120, 130, (1, 37, 45, 3)).astype(np.float32)
+
+
+def test_the_table_is_that_of_keras(keras_network: Any) -> None:
+    ours = [(layer.name, layer.channels, layer.parameters) for layer in LAYERS[1:]]
+    theirs = [(layer.name, layer.output.shape[-1], layer.count_params()) for layer in keras_network.layers[1:]]
+    assert ours == theirs
+    assert sum(layer.parameters for layer in LAYERS) == keras_network.count_params() == 20_024_384
+    assert [layer.name for layer in CONVOLUTIONS] == [
+        layer.name for layer in keras_network.layers if isinstance(layer, keras.layers.Conv2D)
+    ]
+
+
+def test_feature_maps_are_those_of_keras(keras_network: Any, weights_choice: str, noise: NDArray[np.float32]) -> None:
+    kernels = load(weights_choice).kernels
+    if Path(weights_choice).is_file():
+        keras_network.load_weights(weights_choice)
+    else:
+        for name, arrays in kernels.items():
+            keras_network.get_layer(name).set_weights(list(arrays))
+    theirs = keras.Model(
+        keras_network.inputs[0], {name: keras_network.get_layer(name).output for name in CONVOLUTION_NAMES}
+    )(noise)
+    ours = feature_extractor(kernels, layers=CONVOLUTION_NAMES, pooling="max", dtype="float32")(noise)
+    assert set(ours) == set(CONVOLUTION_NAMES)
+    for layer in CONVOLUTIONS:
+        maps = ours[layer.name].numpy()
+        assert maps.shape == (1, 37 // layer.stride, 45 // layer.stride, layer.channels)
+        assert (maps.min(), maps.max() > 0) == (0, True), layer.name
+        np.testing.assert_allclose(maps, theirs[layer.name], rtol=1e-5, atol=1e-5 * maps.max(), err_msg=layer.name)
+
+
+@pytest.mark.parametrize(("pooling", "reduce"), [("max", np.max), ("average", np.mean)])
+def test_pooling(random_network: Weights, noise: NDArray[np.float32], pooling: Any, reduce: Any) -> None:
+    layers = ["block1_conv2", "block2_conv1"]
+    maps = feature_extractor(random_network.kernels, layers=layers, pooling=pooling, dtype="float32")(noise)
+    before = maps["block1_conv2"].numpy()[0].astype(np.float64)
+    pooled = reduce(before[:36, :44].reshape(18, 2, 22, 2, 64), axis=(1, 3))
+    padded = np.pad(pooled, ((1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))
+    kernel, bias = random_network.kernels["block2_conv1"]
+    after = np.maximum(np.einsum("yxiab,abio->yxo", windows, kernel, optimize=True) + bias, 0)
+    np.testing.assert_allclose(maps["block2_conv1"].numpy()[0], after, rtol=1e-4, atol=1e-5 * after.max())
+
+
+@pytest.mark.parametrize(
+    ("layers", "last", "size"),
+    [
+        pytest.param(["block1_conv1"], "block1_conv1", 1, id="first"),
+        pytest.param(["block3_conv1", "block2_conv2"], "block3_conv1", 7, id="not in order"),
+        pytest.param(["block5_conv4"], "block5_conv4", 20, id="last"),
+    ],
+)
+def test_the_network_ends_at_the_deepest_layer_asked_for(
+    random_network: Weights, layers: list[str], last: str, size: int
+) -> None:
+    network = feature_extractor(random_network.kernels, layers=layers, pooling="max", dtype="float32")
+    assert deepest(layers) == last
+    assert [layer.name for layer in network.layers][1:] == [layer.name for layer in LAYERS][1 : size + 1]
+    assert network.layers[-1].name == last
+    assert set(network.output) == set(layers)
+    assert not network.trainable_weights
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_feature_maps_have_the_dtype_asked_for(random_network: Weights, noise: NDArray[np.float32], dtype: str) -> None:
+    network = feature_extractor(random_network.kernels, layers=["block2_conv1"], pooling="max", dtype=dtype)
+    assert network(tf.cast(noise, dtype))["block2_conv1"].dtype == dtype
+
+
+SIDE, NARROW = 320, 16
+
+
+@pytest.fixture(scope="module", params=[pytest.param(0, id="down"), pytest.param(1, id="across")])
+def linear_network(request: pytest.FixtureRequest) -> Any:
+    """The tape, input and feature maps of a strip through a network in which nothing is lost or cancels.
+
+    All kernels are positive, poolings average, and the input is positive, so that a unit's gradient is positive
+    wherever it sees and zero elsewhere. The strip is long in one direction only, to be quick.
+    """
+    kernels = {
+        layer.name: (
+            np.full((3, 3, layer.input_channels, layer.channels), 1 / (9 * layer.input_channels), np.float32),
+            np.zeros(layer.channels, np.float32),
+        )
+        for layer in CONVOLUTIONS
+    }
+    network = feature_extractor(kernels, layers=CONVOLUTION_NAMES, pooling="average", dtype="float32")
+    sides = (SIDE, NARROW) if request.param == 0 else (NARROW, SIDE)
+    strip = tf.ones((1, *sides, 3))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(strip)
+        lines = {name: tf.reduce_sum(maps[0, ..., 0], axis=1 - request.param) for name, maps in network(strip).items()}
+        middles = {
+            layer.name: [lines[layer.name][SIDE // layer.stride // 2 + shift] for shift in (0, 1)]
+            for layer in CONVOLUTIONS
+        }
+
+    def seen(layer: Layer) -> list[tuple[int, int]]:
+        """The first and the last pixel that the middle unit and the one after it see."""
+        extents = []
+        for unit in middles[layer.name]:
+            gradient = tape.gradient(unit, strip).numpy()[0].sum(axis=(1 - request.param, 2))
+            (pixels,) = np.nonzero(gradient)
+            assert len(pixels) == pixels[-1] - pixels[0] + 1
+            extents.append((int(pixels[0]), int(pixels[-1])))
+        return extents
+
+    return seen
+
+
+@pytest.mark.parametrize("layer", CONVOLUTIONS, ids=lambda layer: layer.name)
+def test_receptive_field_and_stride(linear_network: Any, layer: Layer) -> None:
+    (first, last), (next_first, next_last) = linear_network(layer)
+    assert first > 0
+    assert next_last < SIDE - 1
+    assert last - first + 1 == layer.receptive_field
+    assert (next_first - first, next_last - last) == (layer.stride, layer.stride)
