@@ -28,7 +28,8 @@ lint: venv
 	$(BIN)/lint-imports
 
 bench: venv
-	$(BIN)/python benchmarks/iteration.py
+	$(BIN)/python -m benchmarks.iteration
+	$(BIN)/python -m benchmarks.startup
 
 # Needs uv on the path; run it after a change of the dependencies in pyproject.toml.
 lock:

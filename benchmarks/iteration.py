@@ -2,7 +2,7 @@
 near each of nst's comes to the machine's plain matrix product. Every measurement has a process of its own, so that
 its peak memory is its own.
 
-    python benchmarks/iteration.py [--rows 400] [--repeats 5] [--weights random|PATH] [--json FILE]
+    python -m benchmarks.iteration [--rows 400] [--repeats 5] [--weights random|PATH] [--json FILE]
 """
 
 from __future__ import annotations

@@ -169,7 +169,8 @@ def _check_finite(evaluation: Evaluation, *, iteration: int, config: TransferCon
         cause = "the loss weights are too large"
     else:
         cause = f"the learning rate of {config.learning_rate:g} is too high for these loss weights; try a tenth"
+    what = "gradient is not finite" if np.isfinite(total) else f"loss is {total:g}"
     raise NotFiniteError(
-        f"The {'gradient is not finite' if np.isfinite(total) else f'loss is {total:g}'} at iteration {iteration}; the likely cause is that {cause}.",
+        f"The {what} at iteration {iteration}; the likely cause is that {cause}.",
         best=None if best is None else deprocess(best),
     )
