@@ -5,7 +5,7 @@ TensorFlow never frees a trace."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +13,10 @@ import tensorflow as tf
 from nst_engine.config import Normalization, TotalVariationForm, TransferConfig
 from nst_engine.evaluation import Evaluation, Losses
 from nst_engine.losses import content_loss, gram_matrix, style_loss, total_variation, weighted_sum
-from nst_engine.vgg19 import Kernels, Pooling, feature_extractor
+from nst_engine.vgg19 import Pooling, feature_extractor
+
+if TYPE_CHECKING:
+    from nst_engine.vgg19 import Kernels
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+if TYPE_CHECKING:
+    # The config needs this module's names, and whoever only reads jobs should not wait for NumPy.
+    import numpy as np
 
-Kernels = Mapping[str, tuple[np.ndarray, np.ndarray]]
-"""Each convolution's kernel (3, 3, in, out) and bias (out,), float32."""
+    Kernels = Mapping[str, tuple[np.ndarray, np.ndarray]]
+    """Each convolution's kernel (3, 3, in, out) and bias (out,), float32."""
 
 BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 """(filters, convolutions) of each block; every block ends in a 2 x 2 pooling of stride 2."""

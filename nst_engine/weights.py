@@ -10,6 +10,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -17,7 +18,10 @@ import numpy as np
 from nst_engine.config import RANDOM_WEIGHTS
 from nst_engine.errors import WeightsError
 from nst_engine.startup import load_tensorflow
-from nst_engine.vgg19 import CONVOLUTIONS, Kernels, Layer
+from nst_engine.vgg19 import CONVOLUTIONS, Layer
+
+if TYPE_CHECKING:
+    from nst_engine.vgg19 import Kernels
 
 ENVIRONMENT_VARIABLE = "NST_VGG19_WEIGHTS"
 OFFICIAL_URL = (
