@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nst_engine.startup import load_tensorflow
+
 ROOT = Path(__file__).resolve().parents[1]
 PRESET = "keras-2016"
 PRODUCT_SIDE = 2048
@@ -35,6 +37,9 @@ def main() -> None:
     """Measure in child processes and print the table, or be one of the children."""
     options = _options()
     if options.child:
+        # The example runs as its users run it, with TensorFlow's own settings.
+        if options.child != "keras":
+            load_tensorflow()
         print(json.dumps(_CHILDREN[options.child](options)))
         return
     measured = {name: _measure(name, options) for name in _CHILDREN}
@@ -68,8 +73,7 @@ def _options() -> argparse.Namespace:
 def _measure(child: str, options: argparse.Namespace) -> Any:
     arguments = {"child": child, "rows": options.rows, "repeats": options.repeats, "weights": options.weights}
     command = [sys.executable, "-m", "benchmarks.iteration", *(f"--{key}={value}" for key, value in arguments.items())]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -74,7 +74,7 @@ class Engine:
         form = Form.of(config, styles=len(pictures.styles), dtype=precision)
 
         def trace() -> TracedObjective:
-            return TracedObjective(form, loaded.kernels)
+            return TracedObjective(form, loaded.kernels, on_cpu=self.device.name == "cpu")
 
         def compute_targets() -> Targets:
             return objective.targets(preprocess(pictures.content), [preprocess(style) for style in pictures.styles])

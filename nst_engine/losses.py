@@ -4,6 +4,7 @@ feature map as a matrix of M positions by N channels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -32,8 +33,16 @@ def gram_matrix(features: Tensor) -> Tensor:
     The product is taken in the features' dtype, since that is where bfloat16 hardware pays, and is float32 from
     there on.
     """
-    positions = tf.reshape(features, (-1, features.shape[-1]))
-    return _exact(tf.matmul(positions, positions, transpose_a=True))
+    return _exact(_gram_product(tf.reshape(features, (-1, features.shape[-1]))))
+
+
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def _gram_product(positions: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def gradient(upstream: Tensor) -> Tensor:
+        # Autodiff sees two factors and multiplies twice; F (U + U^T) is the same in one product.
+        return tf.matmul(positions, upstream + tf.transpose(upstream))
+
+    return tf.matmul(positions, positions, transpose_a=True), gradient
 
 
 def style_loss(

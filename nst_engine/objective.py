@@ -61,13 +61,13 @@ class Targets:
 class TracedObjective:
     """The traces of one form on one network: pictures in, targets and evaluations out."""
 
-    def __init__(self, form: Form, kernels: Kernels) -> None:
+    def __init__(self, form: Form, kernels: Kernels, *, on_cpu: bool) -> None:
         layers = dict.fromkeys((*form.content_layers, *form.style_layers))
         # Losses that are differentiated in float64 by the tests need pictures in float64 too.
         dtype = tf.float64 if form.dtype == "float64" else tf.float32
         self.form = form
         self._dtype = dtype
-        self._network = feature_extractor(kernels, layers=layers, pooling=form.pooling, dtype=form.dtype)
+        self._network = feature_extractor(kernels, layers=layers, pooling=form.pooling, dtype=form.dtype, on_cpu=on_cpu)
         picture = tf.TensorSpec((None, None, 3), dtype)
         vector = tf.TensorSpec((None,), dtype)
         self._content = tf.function(self._content_features, input_signature=[picture])

@@ -1,4 +1,5 @@
-"""TensorFlow's import without its start-up messages, which it prints before anything can turn them off."""
+"""TensorFlow's import with the settings that suit it here and without its start-up messages, which it prints before
+anything can turn them off."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ def load_tensorflow() -> None:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    # One operation after another, each on all cores: side by side they only get in each other's way.
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     with tempfile.TemporaryFile() as messages:
         sys.stderr.flush()
         kept = os.dup(2)

@@ -69,20 +69,25 @@ def deepest(layers: Iterable[str]) -> str:
     return max(layers, key=CONVOLUTION_NAMES.index)
 
 
-def feature_extractor(kernels: Kernels, *, layers: Iterable[str], pooling: Pooling, dtype: str) -> Any:
+def feature_extractor(kernels: Kernels, *, layers: Iterable[str], pooling: Pooling, dtype: str, on_cpu: bool) -> Any:
     """A Keras model from a batch of pictures to a dict of feature maps.
 
     The input is (batch, rows, columns, 3), BGR and mean-centred as `images.preprocess` makes it; each output
     is (batch, rows // stride, columns // stride, channels) in `dtype`. `kernels` gives each convolution's
     kernel (3, 3, in, out) and bias (out,), float32. Layers deeper than the deepest of `layers` are left out.
+    `on_cpu` computes the same convolutions in the way that suits a CPU.
     """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     import keras
+
+    from nst_engine.cpu_convolution import CpuConv2D, mirrored
 
     def rebuild(layer: Any) -> Any:
         config = {**layer.get_config(), "dtype": dtype}
         if pooling == "average" and isinstance(layer, keras.layers.MaxPooling2D):
             return keras.layers.AveragePooling2D.from_config(config)
+        if on_cpu and isinstance(layer, keras.layers.Conv2D):
+            return CpuConv2D.from_config(config)
         return type(layer).from_config(config)
 
     wanted = tuple(layers)
@@ -93,6 +98,7 @@ def feature_extractor(kernels: Kernels, *, layers: Iterable[str], pooling: Pooli
     model = keras.models.clone_model(cut, clone_function=rebuild)
     for layer in model.layers:
         if layer.name in kernels:
-            layer.set_weights(list(kernels[layer.name]))
+            kernel, bias = kernels[layer.name]
+            layer.set_weights([kernel, bias, mirrored(kernel)] if on_cpu else [kernel, bias])
             layer.trainable = False
     return keras.Model(model.inputs[0], {name: model.get_layer(name).output for name in wanted})

@@ -75,7 +75,7 @@ def make_case(random_network: Weights, config: TransferConfig, *, dtype: str) ->
     styles = [preprocess(style_sample(*shape)) for shape in STYLE_SHAPES]
     # No two equal pixels, where l1 would have a kink.
     picture = content[:, ::-1] + np.random.default_rng(7).normal(0, 8, (ROWS, COLUMNS, 3))
-    objective = TracedObjective(Form.of(config, styles=len(styles), dtype=dtype), random_network.kernels)
+    objective = TracedObjective(Form.of(config, styles=len(styles), dtype=dtype), random_network.kernels, on_cpu=True)
     targets = objective.targets(content, styles)
 
     def at(picture: NDArray[Any]) -> Evaluation:
@@ -177,7 +177,7 @@ def test_float32_is_near_float64(case: Case, random_network: Weights) -> None:
 
 def test_the_targets_own_pictures_have_no_loss(random_network: Weights) -> None:
     config = CONFIGS["l1"]
-    objective = TracedObjective(Form.of(config, styles=1, dtype="float64"), random_network.kernels)
+    objective = TracedObjective(Form.of(config, styles=1, dtype="float64"), random_network.kernels, on_cpu=True)
     content, style = preprocess(content_sample(20, 30)), preprocess(style_sample(20, 30))
     targets = objective.targets(content, [style])
     at_content, at_style = (objective.evaluate(picture, targets, config).losses for picture in (content, style))
@@ -188,7 +188,7 @@ def test_the_targets_own_pictures_have_no_loss(random_network: Weights) -> None:
 
 def test_one_trace_serves_every_size(random_network: Weights) -> None:
     config = CONFIGS["l1"]
-    objective = TracedObjective(Form.of(config, styles=1, dtype="float32"), random_network.kernels)
+    objective = TracedObjective(Form.of(config, styles=1, dtype="float32"), random_network.kernels, on_cpu=True)
     losses = set()
     for rows, columns in ((16, 40), (31, 16), (20, 20)):
         picture = preprocess(content_sample(rows, columns))

@@ -34,7 +34,10 @@ def test_the_table_is_that_of_keras(keras_network: Any) -> None:
     ]
 
 
-def test_feature_maps_are_those_of_keras(keras_network: Any, weights_choice: str, noise: NDArray[np.float32]) -> None:
+@pytest.mark.parametrize("on_cpu", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_feature_maps_are_those_of_keras(
+    keras_network: Any, weights_choice: str, noise: NDArray[np.float32], on_cpu: bool
+) -> None:
     kernels = load(weights_choice).kernels
     if Path(weights_choice).is_file():
         keras_network.load_weights(weights_choice)
@@ -44,7 +47,7 @@ def test_feature_maps_are_those_of_keras(keras_network: Any, weights_choice: str
     theirs = keras.Model(
         keras_network.inputs[0], {name: keras_network.get_layer(name).output for name in CONVOLUTION_NAMES}
     )(noise)
-    ours = feature_extractor(kernels, layers=CONVOLUTION_NAMES, pooling="max", dtype="float32")(noise)
+    ours = feature_extractor(kernels, layers=CONVOLUTION_NAMES, pooling="max", dtype="float32", on_cpu=on_cpu)(noise)
     assert set(ours) == set(CONVOLUTION_NAMES)
     for layer in CONVOLUTIONS:
         maps = ours[layer.name].numpy()
@@ -56,7 +59,9 @@ def test_feature_maps_are_those_of_keras(keras_network: Any, weights_choice: str
 @pytest.mark.parametrize(("pooling", "reduce"), [("max", np.max), ("average", np.mean)])
 def test_pooling(random_network: Weights, noise: NDArray[np.float32], pooling: Any, reduce: Any) -> None:
     layers = ["block1_conv2", "block2_conv1"]
-    maps = feature_extractor(random_network.kernels, layers=layers, pooling=pooling, dtype="float32")(noise)
+    maps = feature_extractor(random_network.kernels, layers=layers, pooling=pooling, dtype="float32", on_cpu=True)(
+        noise
+    )
     before = maps["block1_conv2"].numpy()[0].astype(np.float64)
     pooled = reduce(before[:36, :44].reshape(18, 2, 22, 2, 64), axis=(1, 3))
     padded = np.pad(pooled, ((1, 1), (1, 1), (0, 0)))
@@ -77,7 +82,7 @@ def test_pooling(random_network: Weights, noise: NDArray[np.float32], pooling: A
 def test_the_network_ends_at_the_deepest_layer_asked_for(
     random_network: Weights, layers: list[str], last: str, size: int
 ) -> None:
-    network = feature_extractor(random_network.kernels, layers=layers, pooling="max", dtype="float32")
+    network = feature_extractor(random_network.kernels, layers=layers, pooling="max", dtype="float32", on_cpu=True)
     assert deepest(layers) == last
     assert [layer.name for layer in network.layers][1:] == [layer.name for layer in LAYERS][1 : size + 1]
     assert network.layers[-1].name == last
@@ -87,7 +92,9 @@ def test_the_network_ends_at_the_deepest_layer_asked_for(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_feature_maps_have_the_dtype_asked_for(random_network: Weights, noise: NDArray[np.float32], dtype: str) -> None:
-    network = feature_extractor(random_network.kernels, layers=["block2_conv1"], pooling="max", dtype=dtype)
+    network = feature_extractor(
+        random_network.kernels, layers=["block2_conv1"], pooling="max", dtype=dtype, on_cpu=True
+    )
     assert network(tf.cast(noise, dtype))["block2_conv1"].dtype == dtype
 
 
@@ -108,7 +115,7 @@ def linear_network(request: pytest.FixtureRequest) -> Any:
         )
         for layer in CONVOLUTIONS
     }
-    network = feature_extractor(kernels, layers=CONVOLUTION_NAMES, pooling="average", dtype="float32")
+    network = feature_extractor(kernels, layers=CONVOLUTION_NAMES, pooling="average", dtype="float32", on_cpu=True)
     sides = (SIDE, NARROW) if request.param == 0 else (NARROW, SIDE)
     strip = tf.ones((1, *sides, 3))
     with tf.GradientTape(persistent=True) as tape:

@@ -289,7 +289,9 @@ class TestRead:
 
 @pytest.fixture(scope="module")
 def activations(random_network: Weights) -> dict[str, NDArray[np.float32]]:
-    network = feature_extractor(random_network.kernels, layers=CONVOLUTION_NAMES, pooling="max", dtype="float32")
+    network = feature_extractor(
+        random_network.kernels, layers=CONVOLUTION_NAMES, pooling="max", dtype="float32", on_cpu=True
+    )
     maps = network(preprocess(content_sample(96, 128))[np.newaxis])
     return {name: np.asarray(found) for name, found in maps.items()}
 
