@@ -95,7 +95,7 @@ class TransferConfig(BaseModel):
     )
     content_weight: NonNegativeFloat = Field(1.0, description="alpha, the weight of the content loss")
     style_weight: NonNegativeFloat = Field(1e-3, description="beta, the weight of the style loss")
-    tv_weight: NonNegativeFloat = Field(0.0, description="the weight of the total variation")
+    tv_weight: NonNegativeFloat = Field(3e-5, description="the weight of the total variation")
     content_normalization: Normalization = Field(
         "mean", description="of the squared differences: gatys half their sum (eq. 1), keras the sum, mean"
     )
@@ -115,7 +115,7 @@ class TransferConfig(BaseModel):
     beta_2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="adam's decay of the second moment")
     epsilon: PositiveFloat = Field(1e-7, description="adam's epsilon")
     history: Annotated[int, Field(ge=1, le=100)] = Field(10, description="steps that lbfgs remembers")
-    iterations: Annotated[int, Field(ge=1, le=1_000_000)] = Field(60, description="steps of the optimiser")
+    iterations: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="steps of the optimiser")
     init: Init = Field("content", description="the picture it starts from: content, style, grey or noise")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the noise")
     clip: bool = Field(False, description="keep every pixel displayable after each step (sgd and adam)")

@@ -45,6 +45,7 @@ CONFIGS = {
         style_layers="block1_conv1:3,block3_conv4:0.5,block2_conv2:1",
         content_weight=5e-8,
         style_weight=4e-9,
+        tv_weight=0,
         pooling="average",
     ),
     "l1": config(
