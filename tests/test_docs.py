@@ -115,6 +115,11 @@ def test_the_readme_names_every_setting_of_the_service() -> None:
         assert f"{default:g}" if isinstance(default, float) else str(default) in README
 
 
+@pytest.mark.parametrize("name", ["iteration.md", "startup.md"])
+def test_the_readme_s_figures_are_those_of_the_committed_benchmark(name: str) -> None:
+    assert (ROOT / "benchmarks" / "results" / name).read_text().strip() in README
+
+
 def test_settings_md_lists_every_setting_of_a_transfer_as_it_is() -> None:
     text = (ROOT / "docs" / "settings.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.*) \|$", text, re.MULTILINE)
@@ -130,6 +135,14 @@ def shown(value: object) -> str:
     return "none" if value is None else f"{value}".lower() if isinstance(value, bool) else f"{value}"
 
 
-def test_presets_md_names_every_preset() -> None:
+def test_presets_md_tells_what_every_preset_is() -> None:
     text = (ROOT / "docs" / "presets.md").read_text()
-    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(PRESETS)
+    table = text.split("\n\n## ")[0]
+    rows = re.findall(r"^\| `([\w-]+)` \| ([\w-]+).*? \| (\d+) \| (\w+) \| (.*) \|$", table, re.MULTILINE)
+    names = {"L-BFGS": "lbfgs", "SGD": "sgd", "Adam": "adam"}
+    for (name, optimizer, iterations, content, style), preset in zip(rows, PRESETS.values(), strict=True):
+        config = preset.config
+        assert (name, names[optimizer], int(iterations)) == (preset.name, config.optimizer, config.iterations)
+        assert [content] == list(config.content_layers)
+        styles = list(config.style_layers)
+        assert style in (", ".join(styles), f"{styles[0]} to {styles[-1]}")
