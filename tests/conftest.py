@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -41,6 +42,23 @@ def weights_choice(request: pytest.FixtureRequest) -> str:
     if not STANDIN_MAKER.is_file():
         return "random"
     return str(request.getfixturevalue("standin_weights"))
+
+
+@pytest.fixture(scope="session")
+def weight_file(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, random_network: Weights
+) -> Path:
+    """A whole weight file: the stand-in where it can be made, else the random weights in the same layout."""
+    if STANDIN_MAKER.is_file():
+        return Path(request.getfixturevalue("standin_weights"))
+    path = tmp_path_factory.mktemp("weights") / "random.h5"
+    with h5py.File(path, "w") as file:
+        for name, arrays in random_network.kernels.items():
+            group = file.create_group(name)
+            group.attrs["weight_names"] = [b"kernel:0", b"bias:0"]
+            for part, array in zip(("kernel:0", "bias:0"), arrays, strict=True):
+                group.create_dataset(part, data=array)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -423,23 +423,38 @@ def test_weights_that_are_not_there_are_said_so(nst: Nst) -> None:
     assert "nst weights --fetch" in document["problem"]
 
 
-def test_weights_in_the_variable_are_verified(nst: Nst, standin_weights: Path) -> None:
-    done = nst("weights", "--json", NST_VGG19_WEIGHTS=str(standin_weights))
+def test_weights_in_the_variable_are_verified(nst: Nst, weight_file: Path) -> None:
+    done = nst("weights", "--json", NST_VGG19_WEIGHTS=str(weight_file))
     document = json.loads(done.stdout)
     assert done.returncode == 0
     assert document["verified"] is True
-    assert (document["name"], document["found_by"]) == ("standin.h5", "NST_VGG19_WEIGHTS")
+    assert (document["name"], document["found_by"]) == (weight_file.name, "NST_VGG19_WEIGHTS")
 
 
-def test_doctor_names_what_is_wrong_and_how_to_mend_it(nst: Nst, standin_weights: Path) -> None:
+def test_doctor_names_what_is_wrong_and_how_to_mend_it(nst: Nst, weight_file: Path) -> None:
     sick = nst("doctor", "--json")
     findings = {finding["check"]: finding for finding in json.loads(sick.stdout)}
     assert sick.returncode == 1
     assert [check for check, finding in findings.items() if not finding["healthy"]] == ["weights"]
     assert "nst weights --fetch" in findings["weights"]["remedy"]
-    well = nst("doctor", "--device", "cpu", NST_VGG19_WEIGHTS=str(standin_weights))
+    well = nst("doctor", "--device", "cpu", NST_VGG19_WEIGHTS=str(weight_file))
     assert well.returncode == 0, well.stdout
     assert all(line.startswith("ok ") for line in well.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        pytest.param("flows.cli", {"tensorflow", "prefect", "sqlalchemy", "numpy", "rich"}, id="the command"),
+        pytest.param("flows.inline", {"tensorflow", "prefect"}, id="checks before a run"),
+        pytest.param("flows.stylize", {"tensorflow"}, id="the flow"),
+        pytest.param("nst_engine.transfer", {"tensorflow"}, id="the state of a transfer"),
+    ],
+)
+def test_what_costs_seconds_is_imported_only_where_it_is_needed(module: str, absent: set[str]) -> None:
+    code = f"import json, sys, {module}; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert absent & set(json.loads(done.stdout)) == set()
 
 
 def test_help_names_every_command_and_the_exit_codes(nst: Nst) -> None:

@@ -70,12 +70,12 @@ def test_the_readme_begins_with_the_two_make_commands_and_ci_calls_them() -> Non
     assert {"make demo", "make test"} < set((ROOT / ".ci" / "run").read_text().splitlines())
 
 
-def test_every_nst_command_of_the_readme_runs(user: dict[str, str], standin_weights: Path) -> None:
+def test_every_nst_command_of_the_readme_runs(user: dict[str, str], weight_file: Path) -> None:
     commands = [command for command in COMMANDS if command.startswith("nst ")]
     assert {command.split()[1] for command in commands} == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     for command in commands:
         small = f"{command} {shlex.join(SMALL)}" if command.startswith("nst run") else command
-        done = run(small, user, NST_VGG19_WEIGHTS=str(standin_weights))
+        done = run(small, user, NST_VGG19_WEIGHTS=str(weight_file))
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert done.stdout
     outbox = Path(user["HOME"]) / "nst" / "outbox"
