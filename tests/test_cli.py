@@ -34,7 +34,15 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("NST_", "PREFECT_"))}
     user = tmp_path / "user"
     user.mkdir(exist_ok=True)
-    return kept | {"HOME": str(user), "KERAS_HOME": str(user / ".keras"), "NST_HOME": str(tmp_path / "home")} | more
+    return {
+        **kept,
+        "HOME": str(user),
+        "KERAS_HOME": str(user / ".keras"),
+        "NST_HOME": str(tmp_path / "home"),
+        # Shared, since Prefect takes a quarter of a minute to make its database; the README's test makes its own.
+        "PREFECT_HOME": str(tmp_path.parent / "prefect"),
+        **more,
+    }
 
 
 @pytest.fixture
@@ -271,11 +279,19 @@ def test_an_interrupted_run_is_cancelled_and_leaves_nothing_behind(
     home = tmp_path / "home"
     arguments = ["run", content_file, style_file, *SMALL, "--iterations", "1000000"]
     with subprocess.Popen(
-        [NST, *map(str, arguments)], env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+        [NST, *map(str, arguments)],
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, which the tests may be, ignore SIGINT and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        wait_until(lambda: losses_written(home) > 0, process)
-        process.send_signal(stop)
-        _, messages = process.communicate(timeout=60)
+        try:
+            wait_until(lambda: losses_written(home) > 0, process)
+            process.send_signal(stop)
+            _, messages = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert messages.splitlines()[-1] == "Interrupted."
     assert "Traceback" not in messages
