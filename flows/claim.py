@@ -9,6 +9,7 @@ from pathlib import Path
 from nst_engine.config import TransferConfig
 from nst_engine.images import decode
 from nst_engine.pictures import fit_pictures
+from storage.errors import WorkspaceError
 from storage.jobs import JobStore, NewJob, NewSource
 from storage.models import Job, Role
 from storage.workspace import Workspace, safe_name, sha256_of
@@ -28,7 +29,8 @@ def claim(
     """A pending job made from copies of the pictures; they themselves stay where they are.
 
     It is called `name`, else CONTENT_STYLE after the files. Raises ImageError when a picture is not usable
-    under the config, and then there is no job.
+    under the config, and then there is no job; WorkspaceError when the copies cannot be made, and then the job has
+    failed.
     """
     pictures = {path: decode(path, max_pixels=max_pixels) for path in (content, *styles)}
     fit_pictures(config, pictures[content], [pictures[path] for path in styles])
@@ -58,8 +60,13 @@ def claim(
             sources=sources,
         )
     )
-    for path, made in zip((content, *styles), sources, strict=True):
-        workspace.copy_source(job.id, path, made.file_name)
+    try:
+        for path, made in zip((content, *styles), sources, strict=True):
+            workspace.copy_source(job.id, path, made.file_name)
+    except WorkspaceError as error:
+        store.fail(job.id, attempt=None, error=str(error))
+        workspace.discard(job.id)
+        raise
     store.make_pending(job.id)
     return store.get(job.id)
 

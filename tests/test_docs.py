@@ -80,6 +80,7 @@ def test_every_nst_command_of_the_readme_runs(user: dict[str, str], weight_file:
         assert done.stdout
     outbox = Path(user["HOME"]) / "nst" / "outbox"
     assert {folder.name for folder in outbox.iterdir()} == {"photo_painting", "photo_painting_another", "demo"}
+    assert (Path(user["HOME"]) / "nst" / "prefect" / "prefect.db").is_file()
     assert {path.name for path in (Path(user["PWD"]) / "painted").iterdir()} == {
         "result.png",
         "content.jpg",
