@@ -156,7 +156,7 @@ def _run_job(
 @app.command()
 def presets(as_json: Json = False) -> None:
     """List the built-in presets with their sources."""
-    from flows.terminal import out, table
+    from flows.terminal import print_presets
     from nst_engine.presets import PRESETS
 
     if as_json:
@@ -166,20 +166,8 @@ def presets(as_json: Json = False) -> None:
                 for preset in PRESETS.values()
             ]
         )
-        return
-    rows = [
-        [
-            preset.name,
-            preset.config.optimizer,
-            str(preset.config.iterations),
-            f"{preset.config.rows} rows" if preset.config.rows else f"{preset.config.long_edge} long edge",
-            ", ".join(preset.config.content_layers),
-            ", ".join(preset.config.style_layers),
-            preset.source,
-        ]
-        for preset in PRESETS.values()
-    ]
-    out.print(table(None, ["preset", "optimizer", "iterations", "size", "content", "style", "source"], rows))
+    else:
+        print_presets(PRESETS.values())
 
 
 @app.command()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from flows.progress import Progress as JobProgress
 from flows.progress import watched_by
 from storage.models import Job, LossPoint
+
+if TYPE_CHECKING:
+    from nst_engine.presets import Preset
 
 # A file or a pipe has no width of its own; tables there must not be folded to 80 columns.
 _PIPE_WIDTH: Final = 240
@@ -43,6 +47,18 @@ def print_mapping(values: Mapping[str, object]) -> None:
     width = max(map(len, values))
     for name, value in values.items():
         out.print(f"{escape(name):<{width}}  {escape(str(value))}")
+
+
+def print_presets(presets: Collection[Preset]) -> None:
+    """Three lines a preset: what it does, with which layers, after whom."""
+    width = max(len(preset.name) for preset in presets)
+    for preset in presets:
+        config = preset.config
+        size = f"{config.rows} rows" if config.rows else f"longer side {config.long_edge}"
+        layers = f"content {', '.join(config.content_layers)}; style {', '.join(config.style_layers)}"
+        out.print(f"{preset.name:<{width}}  {config.optimizer}, {config.iterations} iterations, {size}", markup=False)
+        for line in (layers, preset.source):
+            out.print(Padding(escape(line), (0, 0, 0, width + 2), expand=False), soft_wrap=False)
 
 
 def print_job(job: Job, losses: Sequence[LossPoint], document: Mapping[str, Any]) -> None:
