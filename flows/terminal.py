@@ -7,11 +7,11 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -58,7 +58,8 @@ def print_presets(presets: Collection[Preset]) -> None:
         layers = f"content {', '.join(config.content_layers)}; style {', '.join(config.style_layers)}"
         out.print(f"{preset.name:<{width}}  {config.optimizer}, {config.iterations} iterations, {size}", markup=False)
         for line in (layers, preset.source):
-            out.print(Padding(escape(line), (0, 0, 0, width + 2), expand=False), soft_wrap=False)
+            indent = " " * (width + 2)
+            out.print(fill(line, out.width, initial_indent=indent, subsequent_indent=indent), markup=False)
 
 
 def print_job(job: Job, losses: Sequence[LossPoint], document: Mapping[str, Any]) -> None:
