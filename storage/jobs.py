@@ -1,91 +1,36 @@
 """Every question about jobs and every change of their state, each in one transaction."""
 
+import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from math import isfinite
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import func, literal, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, or_, select, update
 from sqlalchemy.orm import Session
 
+from storage.attempts import AttemptStore
 from storage.database import Database
-from storage.errors import AmbiguousJobError, JobNotFoundError, JobStateError
-from storage.models import Attempt, Job, JobState, LossPoint, Role, Source, UtcDateTime
+from storage.errors import AmbiguousJobError, JobStateError, WorkspaceError
+from storage.lifecycle import TRANSITIONS, move, no_job, refuse, utc_now
+from storage.manifest import Manifest
+from storage.models import Attempt, Job, JobState, LossPoint, Role, Source
+from storage.new import NewJob, NewLossPoint, NewSource
+from storage.submissions import SubmissionStore
 
-# The life of a job. A running job may start running again: its worker died and a new attempt takes over.
-TRANSITIONS: Final[Mapping[JobState, frozenset[JobState]]] = {
-    JobState.CLAIMED: frozenset({JobState.PENDING, JobState.FAILED, JobState.CANCELLED, JobState.REJECTED}),
-    JobState.PENDING: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
-    JobState.RUNNING: frozenset({JobState.RUNNING, JobState.COMPLETED, JobState.FAILED, JobState.CANCELLING}),
-    JobState.COMPLETED: frozenset(),
-    JobState.FAILED: frozenset(),
-    JobState.CANCELLING: frozenset({JobState.CANCELLED}),
-    JobState.CANCELLED: frozenset(),
-    JobState.REJECTED: frozenset(),
-}
+__all__ = ["TRANSITIONS", "JobStore", "Manifest", "NewJob", "NewLossPoint", "NewSource", "new_job_id", "utc_now"]
 
 # Crockford's: no i, l, o and u, so that an id can be read aloud and typed.
 _ID_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_LENGTH: Final = 10
 _LISTED_IDS: Final = 5
+_RESULT_LOCK: Final = 0x6E737472  # "nstr", the key of a PostgreSQL advisory lock
 
 _NEWEST_FIRST: Final = (Job.created_at.desc(), Job.id.desc())
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewSource:
-    """A picture of a job to be made: where it was, its name in the result folder, its size in bytes and pixels."""
-
-    role: Role
-    original_path: str
-    file_name: str
-    sha256: str
-    bytes: int
-    rows: int
-    columns: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewJob:
-    """A job to be made; the order of its sources is kept within each role."""
-
-    name: str
-    preset: str
-    config: Mapping[str, Any]
-    sources: Sequence[NewSource]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewLossPoint:
-    """The losses after one iteration, by layer too; `seconds` since the start of the optimisation.
-
-    `learning_rate` is None for an optimiser that has none. Raises ValueError when a number is not finite.
-    """
-
-    iteration: int
-    total: float
-    content: float
-    style: float
-    tv: float
-    layers: Mapping[str, float]
-    learning_rate: float | None
-    seconds: float
-
-    def __post_init__(self) -> None:
-        numbers = [self.total, self.content, self.style, self.tv, self.seconds, *self.layers.values()]
-        if self.learning_rate is not None:
-            numbers.append(self.learning_rate)
-        if not all(map(isfinite, numbers)):
-            raise ValueError(f"The losses after iteration {self.iteration} are not finite.")
-
-
-def utc_now() -> datetime:
-    """The time of the system, in UTC."""
-    return datetime.now(UTC)
+_OLDEST_FIRST: Final = (Job.created_at, Job.id)
 
 
 def new_job_id() -> str:
@@ -93,7 +38,7 @@ def new_job_id() -> str:
     return "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
 
 
-class JobStore:
+class JobStore(SubmissionStore, AttemptStore):
     """The jobs of one database.
 
     Methods that change a job raise JobNotFoundError for an unknown id and JobStateError where TRANSITIONS do
@@ -108,8 +53,7 @@ class JobStore:
         clock: Callable[[], datetime] = utc_now,
         make_id: Callable[[], str] = new_job_id,
     ) -> None:
-        self._database = database
-        self._clock = clock
+        super().__init__(database, clock=clock)
         self._make_id = make_id
 
     def create(self, new: NewJob) -> Job:
@@ -130,6 +74,11 @@ class JobStore:
                 preset=new.preset,
                 config=dict(new.config),
                 created_at=self._clock(),
+                fingerprint=new.fingerprint,
+                priority=new.priority,
+                manifest=None if new.manifest is None else new.manifest.to_document(),
+                error=new.rejection,
+                lease_until=new.lease_until,
                 sources=sources,
             )
             session.add(job)
@@ -137,129 +86,142 @@ class JobStore:
             session.refresh(job)
         return job
 
+    def claimed(self) -> list[Job]:
+        """Claimed jobs whose files are to be moved, oldest first; one with an error is to be rejected."""
+        query = select(Job).where(Job.state == JobState.CLAIMED, Job.manifest.is_not(None)).order_by(*_OLDEST_FIRST)
+        with self._database.session() as session:
+            return list(session.scalars(query))
+
+    def forget(self, job_id: str) -> None:
+        """Delete a claimed job."""
+        with self._database.begin() as session:
+            deleted = session.connection().execute(delete(Job).where(Job.id == job_id, Job.state == JobState.CLAIMED))
+            if not deleted.rowcount:
+                refuse(session, job_id, "be forgotten")
+
     def make_pending(self, job_id: str) -> None:
         """Let a claimed job wait for its turn."""
         with self._database.begin() as session:
-            _move(session, job_id, JobState.PENDING)
+            move(session, job_id, JobState.PENDING, of=[JobState.CLAIMED])
 
-    def reject(self, job_id: str, *, error: str) -> None:
-        """End a claimed job that can never work."""
+    def reject(self, job_id: str, *, error: str, folder: str) -> None:
+        """End a claimed job that can never work and whose files lie in `folder`."""
         with self._database.begin() as session:
-            _move(session, job_id, JobState.REJECTED, error=error, finished_at=self._clock())
+            move(session, job_id, JobState.REJECTED, error=error, result_folder=folder, finished_at=self._clock())
 
-    def start_attempt(self, job_id: str, *, host: str, pid: int, flow_run_id: str | None = None) -> int:
-        """Run a pending job, or a running one whose worker died; returns the attempt's number, from 1.
-
-        An attempt that was still open ends here as failed: it can no longer change the job.
-        """
-        now = self._clock()
+    def retry(self, job_id: str) -> None:
+        """Let a failed or cancelled job wait for its turn again, as if it had not been tried."""
+        tried = select(func.count()).where(Attempt.job_id == job_id).scalar_subquery()
         with self._database.begin() as session:
-            _move(
+            move(
                 session,
                 job_id,
-                JobState.RUNNING,
-                host=host,
-                started_at=func.coalesce(Job.started_at, literal(now, UtcDateTime())),
+                JobState.PENDING,
+                of=[JobState.FAILED, JobState.CANCELLED],
+                error=None,
+                finished_at=None,
+                result_folder=None,
+                flow_run_id=None,
+                lease_until=None,
+                submission=Job.submission + 1,
+                attempts_before_retry=tried,
             )
-            _end_attempts(session, job_id, JobState.FAILED, now, error="Another attempt took over.")
-            last = session.scalar(select(func.max(Attempt.number)).where(Attempt.job_id == job_id))
-            number = (last or 0) + 1
-            session.add(
-                Attempt(job_id=job_id, number=number, started_at=now, host=host, pid=pid, flow_run_id=flow_run_id)
-            )
-        return number
 
-    def record_environment(
+    def completed_twin(self, fingerprint: str) -> Job | None:
+        """The newest completed job with this fingerprint and a result folder."""
+        query = (
+            select(Job)
+            .where(Job.fingerprint == fingerprint, Job.state == JobState.COMPLETED, Job.result_folder.is_not(None))
+            .order_by(*_NEWEST_FIRST)
+            .limit(1)
+        )
+        with self._database.session() as session:
+            return session.scalar(query)
+
+    def active_twin(self, job: Job) -> Job | None:
+        """The oldest pending, running or cancelling job with the job's fingerprint that was made before it."""
+        if job.fingerprint is None:
+            return None
+        before = or_(Job.created_at < job.created_at, and_(Job.created_at == job.created_at, Job.id < job.id))
+        states = (JobState.PENDING, JobState.RUNNING, JobState.CANCELLING)
+        query = (
+            select(Job)
+            .where(Job.fingerprint == job.fingerprint, Job.state.in_(states), before)
+            .order_by(*_OLDEST_FIRST)
+            .limit(1)
+        )
+        with self._database.session() as session:
+            return session.scalar(query)
+
+    def reuse(
         self,
         job_id: str,
         *,
-        attempt: int,
-        weights_name: str,
-        weights_sha256: str,
-        precision: str,
-        device: str,
-        versions: Mapping[str, str],
-    ) -> None:
-        """Note what the open attempt computes with: weights, precision, device and versions of libraries."""
-        with self._database.begin() as session:
-            _require_open(session, job_id, attempt)
-            session.connection().execute(
-                update(Job)
-                .where(Job.id == job_id)
-                .values(
-                    weights_name=weights_name,
-                    weights_sha256=weights_sha256,
-                    precision=precision,
-                    device=device,
-                    versions=dict(versions),
-                )
-            )
-            session.connection().execute(
-                update(Attempt).where(Attempt.job_id == job_id, Attempt.number == attempt).values(device=device)
-            )
-
-    def add_loss_points(self, job_id: str, *, attempt: int, points: Sequence[NewLossPoint]) -> None:
-        """Write loss points of the open attempt; a point of an iteration already there is replaced."""
-        if not points:
-            return
-        rows = [{"job_id": job_id, "attempt": attempt, **asdict(point)} for point in points]
-        with self._database.begin() as session:
-            _require_open(session, job_id, attempt)
-            session.connection().execute(_upsert(session), rows)
-
-    def complete(
-        self,
-        job_id: str,
-        *,
-        attempt: int,
+        twin_id: str,
         result_folder: str,
         result_files: Mapping[str, str],
         rows: int,
         columns: int,
     ) -> None:
-        """End a running job whose result of `rows` x `columns` pixels lies in `result_folder`."""
+        """End a pending job with a copy of the completed twin's result; losses and environment are copied here.
+
+        Raises JobStateError when the twin is not completed.
+        """
         now = self._clock()
         with self._database.begin() as session:
-            _move(
+            twin = session.get(Job, twin_id)
+            if twin is None:
+                raise no_job(twin_id)
+            if twin.state is not JobState.COMPLETED:
+                raise JobStateError(f"Job {twin_id} is {twin.state} and has no result to reuse.")
+            move(
                 session,
                 job_id,
                 JobState.COMPLETED,
+                of=[JobState.PENDING],
+                reused_from=twin_id,
                 result_folder=result_folder,
                 result_files=dict(result_files),
                 result_rows=rows,
                 result_columns=columns,
+                started_at=now,
                 finished_at=now,
+                weights_name=twin.weights_name,
+                weights_sha256=twin.weights_sha256,
+                precision=twin.precision,
+                device=twin.device,
+                versions=twin.versions,
             )
-            _require_open(session, job_id, attempt)
-            _end_attempts(session, job_id, JobState.COMPLETED, now)
+            _copy_losses(session, of=twin_id, to=job_id)
 
-    def fail(self, job_id: str, *, attempt: int | None, error: str) -> None:
-        """End a job with the one sentence that says why; `attempt` None ends whichever attempt is open."""
-        now = self._clock()
-        with self._database.begin() as session:
-            _move(session, job_id, JobState.FAILED, error=error, finished_at=now)
-            if attempt is not None:
-                _require_open(session, job_id, attempt)
-            _end_attempts(session, job_id, JobState.FAILED, now, error=error)
+    def reserve_result(self, job_id: str, candidates: Iterable[Path]) -> Path:
+        """The result folder of a pending or running job: the one it has, else the first candidate that is free.
 
-    def cancel(self, job_id: str, *, attempt: int | None) -> None:
-        """Cancel a job that has not ended; `attempt` None ends whichever attempt is open."""
-        now = self._clock()
+        Free is what neither exists on disk nor is another job's. Raises WorkspaceError when none is.
+        """
         with self._database.begin() as session:
-            session.connection().execute(
-                update(Job).where(Job.id == job_id, Job.state == JobState.RUNNING).values(state=JobState.CANCELLING)
-            )
-            _move(session, job_id, JobState.CANCELLED, finished_at=now)
-            if attempt is not None:
-                _require_open(session, job_id, attempt)
-            _end_attempts(session, job_id, JobState.CANCELLED, now)
+            if session.get_bind().dialect.name == "postgresql":
+                session.execute(select(func.pg_advisory_xact_lock(_RESULT_LOCK)))
+            job = session.get(Job, job_id)
+            if job is None:
+                raise no_job(job_id)
+            if job.state not in (JobState.PENDING, JobState.RUNNING):
+                refuse(session, job_id, "be given a result folder")
+            if job.result_folder is not None:
+                return Path(job.result_folder)
+            for folder in candidates:
+                taken = select(Job.id).where(Job.result_folder == str(folder)).limit(1)
+                if not os.path.lexists(folder) and session.scalar(taken) is None:
+                    session.connection().execute(update(Job).where(Job.id == job_id).values(result_folder=str(folder)))
+                    return folder
+        raise WorkspaceError(f"No folder for the result of job {job_id} is free; name another one.")
 
     def get(self, job_id: str) -> Job:
         """The job with its sources and attempts."""
         with self._database.session() as session:
             job = session.get(Job, job_id)
         if job is None:
-            raise _no_job(job_id)
+            raise no_job(job_id)
         return job
 
     def find(self, reference: str) -> Job:
@@ -275,7 +237,7 @@ class JobStore:
                 return job
             found = session.scalars(select(Job).where(fits).order_by(*_NEWEST_FIRST).limit(_LISTED_IDS + 1)).all()
         if not reference or not found:
-            raise _no_job(reference)
+            raise no_job(reference)
         if len(found) > 1:
             ids = ", ".join(job.id for job in found[:_LISTED_IDS])
             more = ", ..." if len(found) > _LISTED_IDS else ""
@@ -290,65 +252,24 @@ class JobStore:
         with self._database.session() as session:
             return list(session.scalars(query))
 
-    def losses(self, job_id: str) -> list[LossPoint]:
-        """The loss curve by iteration; empty for a job without one."""
-        query = select(LossPoint).where(LossPoint.job_id == job_id).order_by(LossPoint.iteration)
+    def finished_after(self, time: datetime, *, limit: int) -> list[Job]:
+        """Jobs that ended after `time`, in whatever way, the first to end first; at most `limit`."""
+        # Only a job that has ended has this time.
+        query = select(Job).where(Job.finished_at > time).order_by(Job.finished_at, Job.id).limit(limit)
         with self._database.session() as session:
             return list(session.scalars(query))
 
-    def final_losses(self, job_ids: Sequence[str]) -> dict[str, LossPoint]:
-        """The last loss point of each of these jobs that has one."""
-        last = (
-            select(LossPoint.job_id, func.max(LossPoint.iteration).label("iteration"))
-            .where(LossPoint.job_id.in_(job_ids))
-            .group_by(LossPoint.job_id)
-            .subquery()
-        )
-        query = select(LossPoint).join(
-            last, (LossPoint.job_id == last.c.job_id) & (LossPoint.iteration == last.c.iteration)
-        )
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state, 0 included."""
+        query = select(Job.state, func.count()).group_by(Job.state)
         with self._database.session() as session:
-            return {point.job_id: point for point in session.scalars(query)}
+            return dict.fromkeys(JobState, 0) | dict(session.execute(query).all())
 
 
-def _no_job(reference: str) -> JobNotFoundError:
-    return JobNotFoundError(f"There is no job {reference!r}; `nst jobs` lists the jobs.")
-
-
-def _move(session: Session, job_id: str, to: JobState, **values: object) -> None:
-    """Change the state in one guarded statement, so that of two processes only one can."""
-    allowed = [state for state, following in TRANSITIONS.items() if to in following]
-    moved = session.connection().execute(
-        update(Job).where(Job.id == job_id, Job.state.in_(allowed)).values(state=to, **values)
-    )
-    if moved.rowcount:
-        return
-    state = session.scalar(select(Job.state).where(Job.id == job_id))
-    if state is None:
-        raise _no_job(job_id)
-    raise JobStateError(f"Job {job_id} is {state} and cannot become {to}.")
-
-
-def _require_open(session: Session, job_id: str, attempt: int) -> None:
-    found = session.get(Attempt, (job_id, attempt))
-    if found is not None and found.finished_at is None:
-        return
-    if session.get(Job, job_id) is None:
-        raise _no_job(job_id)
-    raise JobStateError(f"Attempt {attempt} at job {job_id} is not open; it has ended or another took over.")
-
-
-def _end_attempts(session: Session, job_id: str, outcome: JobState, now: datetime, *, error: str | None = None) -> None:
-    session.connection().execute(
-        update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.finished_at.is_(None))
-        .values(finished_at=now, outcome=outcome, error=error)
-    )
-
-
-def _upsert(session: Session) -> postgresql.Insert | sqlite.Insert:
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement = insert(LossPoint)
-    key = ["job_id", "iteration"]
-    rest = {column.key: column for column in statement.excluded if column.key not in key}
-    return statement.on_conflict_do_update(index_elements=key, set_=rest)
+def _copy_losses(session: Session, *, of: str, to: str) -> None:
+    """Give a job the loss points of another, as points of no attempt, in place of its own."""
+    session.connection().execute(delete(LossPoint).where(LossPoint.job_id == to))
+    columns: dict[str, ColumnElement[Any]] = {column.key: column for column in LossPoint.__table__.columns}
+    columns |= {"job_id": literal(to), "attempt": literal(0)}
+    points = select(*columns.values()).where(LossPoint.job_id == of)
+    session.connection().execute(insert(LossPoint).from_select(list(columns), points))

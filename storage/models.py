@@ -82,10 +82,20 @@ class Base(DeclarativeBase):
 
 
 class Job(Base):
-    """One stylisation, from drop to result."""
+    """One stylisation, from drop to result.
+
+    A pending job with a `flow_run_id` has been handed to that run; until `lease_until` the job is that run's, or
+    its attempt's. `submission` counts from 1 and goes on whenever a run has lost its claim, so that a late one
+    is known. `manifest` is the document of a Manifest, None for a job made from copies.
+    """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index(None, "created_at", "id"), Index(None, "state"))
+    __table_args__ = (
+        Index(None, "created_at", "id"),
+        Index(None, "state"),
+        Index(None, "fingerprint", "state"),
+        Index(None, "finished_at"),
+    )
 
     id: Mapped[str] = mapped_column(String(10), primary_key=True)
     name: Mapped[str] = mapped_column(DisplayText)
@@ -106,6 +116,14 @@ class Job(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    fingerprint: Mapped[str | None] = mapped_column(String(64))
+    priority: Mapped[int] = mapped_column(server_default="0")
+    manifest: Mapped[dict[str, Any] | None] = mapped_column(_json_column())
+    lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    submission: Mapped[int] = mapped_column(server_default="1")
+    flow_run_id: Mapped[str | None] = mapped_column(String)
+    reused_from: Mapped[str | None] = mapped_column(String(10))
+    attempts_before_retry: Mapped[int] = mapped_column(server_default="0")
 
     sources: Mapped[list["Source"]] = relationship(
         lazy="selectin", order_by="(Source.role, Source.position)", passive_deletes=True
@@ -130,7 +148,10 @@ class Source(Base):
 
 
 class Attempt(Base):
-    """One try at a job; `number` counts from 1, and an open attempt has no `finished_at`."""
+    """One try at a job; `number` counts from 1, and an open attempt has no `finished_at`.
+
+    `phase` is what it is or was at, `first_iteration` the iteration of the checkpoint it went on from.
+    """
 
     __tablename__ = "attempts"
 
@@ -144,10 +165,15 @@ class Attempt(Base):
     pid: Mapped[int]
     device: Mapped[str | None] = mapped_column(String)
     flow_run_id: Mapped[str | None] = mapped_column(String)
+    phase: Mapped[str | None] = mapped_column(String)
+    first_iteration: Mapped[int | None]
 
 
 class LossPoint(Base):
-    """The losses after one iteration; `seconds` counts from the start of the optimisation."""
+    """The losses after one iteration; `seconds` counts from the start of the optimisation.
+
+    `attempt` is 0 for a point that was copied with the result of another job.
+    """
 
     __tablename__ = "loss_points"
 

@@ -6,11 +6,13 @@ import os
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Final
 
+from storage.disk import copy_file, move_file, numbered, part_of, sync, write_text
 from storage.errors import WorkspaceError
 
 _BLOCK: Final = 1 << 20
@@ -68,15 +70,15 @@ class Workspace:
         """Copy a picture into the job's folder under `file_name`, its mtime kept; returns the copy."""
         folder = self.job_folder(job_id)
         copy = folder / _plain(file_name)
-        part = folder / f".{file_name}.part"
+        part = part_of(copy)
         with _refusal(f"{source} cannot be copied to {copy}", "check both places"):
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                _copy_file(source, part)
+                copy_file(source, part)
                 part.replace(copy)
             finally:
                 part.unlink(missing_ok=True)
-            _sync(folder)
+            sync(folder)
         return copy
 
     def publish(self, job_id: str, destination: Path) -> None:
@@ -100,19 +102,62 @@ class Workspace:
             else:
                 _replace(destination, result, part=destination.with_name(f".{destination.name}.{job_id}.part"))
 
-    def free_name(self, name: str) -> Path:
-        """Make an empty folder of this name in the outbox, or of name-2, name-3, ...: the caller's alone."""
-        stem = safe_name(name)
-        number = 1
-        while True:
-            folder = self.outbox / (stem if number == 1 else f"{stem}-{number}")
-            with _refusal(f"The folder {folder} cannot be made", "check the outbox"):
-                try:
-                    folder.mkdir()
-                except FileExistsError:
-                    number += 1
-                else:
-                    return folder
+    def candidates(self, name: str) -> Iterator[Path]:
+        """Folders for a result of this name in the outbox: NAME, NAME-2, NAME-3, ..., taken or not."""
+        return _numbered_folders(self.outbox / safe_name(name))
+
+    def take(self, job_id: str, moves: Mapping[Path, str]) -> None:
+        """Move dropped files into the job's folder under these names, or finish doing so.
+
+        A file that is there already is not replaced: what has its old path now is a later drop. Raises
+        WorkspaceError, before anything is moved, when a file is neither here nor there.
+        """
+        folder = self.job_folder(job_id)
+        with _refusal(f"The dropped files cannot be moved to {folder}", "check both places"):
+            _move_all(moves, folder)
+
+    def put_back(self, job_id: str, moves: Mapping[Path, str]) -> None:
+        """Move the files that take() has moved back to where they were, or finish doing so.
+
+        A file whose old path has been taken gets a new name, NAME-2.EXT, NAME-3.EXT, ... The job's folder is
+        removed when nothing else is in it.
+        """
+        folder = self.job_folder(job_id)
+        with _refusal(f"The files in {folder} cannot be moved back", "move them by hand"):
+            for path, file_name in moves.items():
+                held = folder / _plain(file_name)
+                part_of(held).unlink(missing_ok=True)
+                if os.path.lexists(held):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    _move_to_first_free(held, numbered(path))
+            for parent in {path.parent for path in moves if path.parent.is_dir()}:
+                sync(parent)
+            _remove_empty(folder)
+
+    def reject(self, moves: Mapping[Path, str], *, to: Path, reason: str) -> None:
+        """Move dropped files into the folder `to` as take() does, and say why in TO.reason.txt beside them.
+
+        Where one of the files has that name, the reason is in TO.reason-2.txt.
+        """
+        with _refusal(f"The dropped files cannot be moved to {to}", "check both places"):
+            _move_all(moves, to)
+            names = numbered(to / f"{to.name}.reason.txt")
+            write_text(next(path for path in names if path.name not in moves.values()), f"{reason}\n")
+
+    def rejected_folder(self, name: str) -> Path:
+        """A folder for a rejected drop that does not exist yet: rejected/NAME, NAME-2, NAME-3, ..."""
+        folders = _numbered_folders(self.rejected / safe_name(name))
+        return next(folder for folder in folders if not os.path.lexists(folder))
+
+    def remove_dropped_folder(self, folder: Path, *, is_junk: Callable[[str], bool]) -> None:
+        """Remove a dropped folder in which nothing but junk and empty folders is left; leave it otherwise.
+
+        `is_junk` judges the name of a file or folder. A file that arrives meanwhile stays, with its folder.
+        """
+        with _refusal(f"The folder {folder} cannot be removed", "remove it by hand"):
+            if _is_folder(folder) and not _holds_files(folder, is_junk):
+                _remove_junk(folder, is_junk)
+                sync(folder.parent)
 
     def discard(self, job_id: str) -> None:
         """Remove the job's folder, if there is one."""
@@ -176,6 +221,67 @@ def _plain(name: str) -> str:
     return name
 
 
+def _numbered_folders(first: Path) -> Iterator[Path]:
+    yield first
+    for number in count(2):
+        yield first.with_name(f"{first.name}-{number}")
+
+
+def _move_all(moves: Mapping[Path, str], folder: Path) -> None:
+    targets = {path: folder / _plain(file_name) for path, file_name in moves.items()}
+    for path, target in targets.items():
+        if not os.path.lexists(path) and not os.path.lexists(target):
+            raise WorkspaceError(f"{path} is gone and not in {folder} either; drop it again.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, target in targets.items():
+        part_of(target).unlink(missing_ok=True)
+        if os.path.lexists(path):
+            with suppress(FileExistsError):
+                move_file(path, target)
+    for changed in {folder.parent, folder, *(path.parent for path in moves if path.parent.is_dir())}:
+        sync(changed)
+
+
+def _move_to_first_free(source: Path, targets: Iterable[Path]) -> None:
+    for target in targets:
+        with suppress(FileExistsError):
+            move_file(source, target)
+            return
+
+
+def _holds_files(folder: Path, is_junk: Callable[[str], bool]) -> bool:
+    for entry in folder.iterdir():
+        if not is_junk(entry.name) and (not _is_folder(entry) or _holds_files(entry, is_junk)):
+            return True
+    return False
+
+
+def _remove_junk(folder: Path, is_junk: Callable[[str], bool]) -> None:
+    for entry in folder.iterdir():
+        if is_junk(entry.name):
+            if _is_folder(entry):
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+        elif _is_folder(entry):
+            _remove_junk(entry, is_junk)
+    _remove_empty(folder)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
 def _replace(destination: Path, result: Path, *, part: Path) -> None:
     """Let `destination` appear whole: the rename refuses a folder that has been filled meanwhile."""
     try:
@@ -186,7 +292,7 @@ def _replace(destination: Path, result: Path, *, part: Path) -> None:
         with _staged(result, part):
             part.rename(destination)
         shutil.rmtree(result)
-    _sync(destination.parent)
+    sync(destination.parent)
 
 
 def _fill(destination: Path, result: Path, *, part: Path) -> None:
@@ -194,7 +300,7 @@ def _fill(destination: Path, result: Path, *, part: Path) -> None:
     with _staged(result, part):
         for entry in sorted(part.iterdir()):
             entry.rename(destination / entry.name)
-    _sync(destination)
+    sync(destination)
     shutil.rmtree(result)
 
 
@@ -215,23 +321,6 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _copy_file(source: Path, part: Path) -> None:
-    with source.open("rb") as reader, part.open("wb") as writer:
-        shutil.copyfileobj(reader, writer, _BLOCK)
-        writer.flush()
-        os.fsync(writer.fileno())
-    times = source.stat()
-    os.utime(part, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
 def _sync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

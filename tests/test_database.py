@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -53,10 +54,35 @@ def job_names(path: Path) -> list[str]:
     return names
 
 
-def head_revision() -> str | None:
+def alembic_config() -> Config:
     config = Config()
     config.set_main_option("script_location", "storage:migrations")
-    return ScriptDirectory.from_config(config).get_current_head()
+    return config
+
+
+def head_revision() -> str | None:
+    return ScriptDirectory.from_config(alembic_config()).get_current_head()
+
+
+def make_database(path: Path, revision: str, *statements: str) -> None:
+    """A database as the nst of that revision left it, with these rows."""
+    path.parent.mkdir()
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def rows(path: Path, query: str) -> list[dict[str, object]]:
+    connection = sqlite3.connect(path)
+    connection.row_factory = sqlite3.Row
+    found = [dict(row) for row in connection.execute(query)]
+    connection.close()
+    return found
 
 
 def test_opening_makes_folder_schema_and_revision(path: Path) -> None:
@@ -86,6 +112,45 @@ def test_migrations_name_constraints_as_the_models_do(database: Database) -> Non
             inspector.get_pk_constraint(table.name)["name"],
             *(key["name"] for key in inspector.get_foreign_keys(table.name)),
         } == named
+
+
+def test_a_database_of_the_first_schema_keeps_its_rows(path: Path) -> None:
+    make_database(
+        path,
+        "0001",
+        "INSERT INTO jobs (id, name, state, preset, config, created_at) VALUES "
+        "('a', 'cat', 'running', 'fast', '{\"tv\": 0.5}', '2026-11-22 12:00:00.000000')",
+        "INSERT INTO attempts (job_id, number, started_at, host, pid) VALUES "
+        "('a', 1, '2026-11-22 12:00:01.000000', 'atelier', 7)",
+        "INSERT INTO loss_points VALUES ('a', 3, 1, 10.0, 4.0, 5.0, 1.0, '{}', NULL, 1.5)",
+    )
+    tables = ("jobs", "attempts", "loss_points")
+    before = [rows(path, f"SELECT * FROM {table}") for table in tables]
+    open_database(path).close()
+    jobs, attempts, points = (
+        [before_row | new for before_row in found]
+        for found, new in zip(
+            before,
+            (
+                {
+                    "fingerprint": None,
+                    "priority": 0,
+                    "manifest": None,
+                    "lease_until": None,
+                    "submission": 1,
+                    "flow_run_id": None,
+                    "reused_from": None,
+                    "attempts_before_retry": 0,
+                },
+                {"phase": None, "first_iteration": None},
+                {},
+            ),
+            strict=True,
+        )
+    )
+    assert [rows(path, f"SELECT * FROM {table}") for table in tables] == [jobs, attempts, points]
+    assert [len(found) for found in before] == [1, 1, 1]
+    assert rows(path, "SELECT version_num FROM alembic_version") == [{"version_num": SCHEMA_REVISION}]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""Pending jobs as a queue: which wait, which run each has been handed to, and for how long that holds."""
+
+from collections.abc import Collection
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
+
+from storage.lifecycle import Store, refuse
+from storage.models import Job, JobState
+
+
+class SubmissionStore(Store):
+    """The part of the JobStore about handing pending jobs to runs."""
+
+    def waiting(self, *, limit: int, now: datetime) -> list[Job]:
+        """Pending jobs that no run has and nobody holds a lease on: the highest priority first, then the oldest."""
+        query = select(Job).where(_waits(now)).order_by(Job.priority.desc(), Job.created_at, Job.id).limit(limit)
+        with self._database.session() as session:
+            return list(session.scalars(query))
+
+    def count_waiting(self, now: datetime) -> int:
+        """How many jobs waiting() would give without a limit."""
+        with self._database.session() as session:
+            return session.scalar(select(func.count()).select_from(Job).where(_waits(now))) or 0
+
+    def note_submission(self, job_ids: Collection[str], *, flow_run_id: str, lease_until: datetime) -> None:
+        """Hand those of the jobs that are still pending to a run; one that the run has begun already is its own."""
+        with self._database.begin() as session:
+            session.connection().execute(
+                update(Job)
+                .where(Job.id.in_(job_ids), Job.state == JobState.PENDING)
+                .values(flow_run_id=flow_run_id, lease_until=lease_until)
+            )
+
+    def submitted(self) -> list[Job]:
+        """Pending jobs that a run has, oldest first."""
+        query = (
+            select(Job)
+            .where(Job.state == JobState.PENDING, Job.flow_run_id.is_not(None))
+            .order_by(Job.created_at, Job.id)
+        )
+        with self._database.session() as session:
+            return list(session.scalars(query))
+
+    def extend_submission(self, flow_run_id: str, *, lease_until: datetime) -> None:
+        """Let a run keep its pending jobs until then."""
+        with self._database.begin() as session:
+            session.connection().execute(
+                update(Job)
+                .where(Job.flow_run_id == flow_run_id, Job.state == JobState.PENDING)
+                .values(lease_until=lease_until)
+            )
+
+    def withdraw_submission(self, job_id: str) -> None:
+        """Take a pending job from its run, which can no longer start it: the next submission has a new number."""
+        with self._database.begin() as session:
+            withdrawn = session.connection().execute(
+                update(Job)
+                .where(Job.id == job_id, Job.state == JobState.PENDING)
+                .values(flow_run_id=None, lease_until=None, submission=Job.submission + 1)
+            )
+            if not withdrawn.rowcount:
+                refuse(session, job_id, "be withdrawn from its run")
+
+    def open_runs(self) -> set[str]:
+        """The runs that have a pending, running or cancelling job."""
+        states = (JobState.PENDING, JobState.RUNNING, JobState.CANCELLING)
+        query = select(Job.flow_run_id).where(Job.state.in_(states), Job.flow_run_id.is_not(None)).distinct()
+        with self._database.session() as session:
+            return {run for run in session.scalars(query) if run is not None}
+
+
+def _waits(now: datetime) -> ColumnElement[bool]:
+    return and_(
+        Job.state == JobState.PENDING,
+        Job.flow_run_id.is_(None),
+        or_(Job.lease_until.is_(None), Job.lease_until < now),
+    )
