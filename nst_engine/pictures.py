@@ -27,27 +27,41 @@ class Pictures:
         return sha256.hexdigest()
 
 
+def content_size(config: TransferConfig, content: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) at which a content of that shape is worked on.
+
+    Raises ImageError when it is too narrow for the network at that size.
+    """
+    return target_size(content, rows=config.rows, long_edge=config.long_edge)
+
+
+def style_size(config: TransferConfig, style: tuple[int, ...], *, content: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) at which a style of that shape is worked on beside a content of `content` (rows, columns).
+
+    Raises ImageError when it is too narrow for the network at that size.
+    """
+    if config.style_fit == "stretch":
+        return content
+    if config.style_fit == "edge":
+        return target_size(style, rows=config.rows, long_edge=config.long_edge)
+    scale = float(np.sqrt(content[0] * content[1] / (style[0] * style[1])))
+    return target_size(style, rows=round(style[0] * scale), long_edge=None)
+
+
 def fit_pictures(config: TransferConfig, content: np.ndarray, styles: list[np.ndarray]) -> Pictures:
     """Resize decoded pictures, uint8 RGB, to the sizes at which the config works.
 
     Raises ImageError when a picture is too narrow for the network at that size.
     """
-    rows, columns = target_size(content.shape, rows=config.rows, long_edge=config.long_edge)
+    size = content_size(config, content.shape)
     return Pictures(
-        content=resize(content, rows=rows, columns=columns),
-        styles=tuple(_fit_style(config, style, rows=rows, columns=columns) for style in styles),
+        content=_fit(content, size),
+        styles=tuple(_fit(style, style_size(config, style.shape, content=size)) for style in styles),
     )
 
 
-def _fit_style(config: TransferConfig, style: np.ndarray, *, rows: int, columns: int) -> np.ndarray:
-    if config.style_fit == "stretch":
-        return resize(style, rows=rows, columns=columns)
-    if config.style_fit == "edge":
-        size = target_size(style.shape, rows=config.rows, long_edge=config.long_edge)
-    else:
-        scale = float(np.sqrt(rows * columns / (style.shape[0] * style.shape[1])))
-        size = target_size(style.shape, rows=round(style.shape[0] * scale), long_edge=None)
-    return resize(style, rows=size[0], columns=size[1])
+def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return resize(picture, rows=size[0], columns=size[1])
 
 
 def initial_picture(config: TransferConfig, pictures: Pictures) -> np.ndarray:
