@@ -1,0 +1,195 @@
+"""Prefect's API and dashboard as the service runs them: one process on SQLite, with what SQLite needs to hold under
+load, which ends with the process that started it.
+
+python -m flows.prefect_server --host 127.0.0.1 --port 4200
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import http.client
+import signal
+import socket
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from flows.errors import OrchestrationError
+from flows.lifeline import end_with_parent
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+
+COLLECT_SECONDS = 5.0
+POLL_SECONDS = 0.2
+# Open connections, such as a dashboard's, are cut after this when the server is told to end.
+DRAIN_SECONDS = 2
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT, then exit with code 0; with code 1 and a sentence when the port is taken."""
+    parser = argparse.ArgumentParser(description="Run the Prefect server of the service.")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
+    parser.add_argument("--port", type=int, default=4200, help="the port to listen on")
+    options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    end_with_parent()
+    try:
+        # Bound before the seconds of Prefect's import, so that a taken port is told of at once.
+        bound = _bind(options.host, options.port)
+    except OSError as error:
+        sys.exit(
+            f"{options.host}:{options.port}: cannot be listened on ({error.strerror}); choose another prefect_port."
+        )
+    _serve(bound)
+
+
+def server_environment(home: Path, *, host: str, port: int) -> dict[str, str]:
+    """The variables that this process needs before it starts, as Prefect reads its settings when it is imported.
+
+    The database and all else that Prefect keeps is in `home`/prefect.
+    """
+    prefect_home = home / "prefect"
+    return {
+        "PREFECT_HOME": str(prefect_home),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{prefect_home / 'prefect.db'}",
+        "PREFECT_API_URL": api_url(host, port),
+        # Relative: the dashboard asks the server it came from, also through a tunnel, a proxy or another name.
+        "PREFECT_SERVER_UI_API_URL": "/api",
+        # The dashboard's files are unpacked at the first start, by default into the installed package, which a service
+        # often may not write.
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(prefect_home / "ui"),
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        # The marker of late runs contends for the database with the runs it would mark while many are waiting.
+        "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+        # In memory, the default, leases are lost with the server and their slots stay taken.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # One event, one transaction is the default; in a burst it falls behind, and the dashboard with it.
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    }
+
+
+def api_url(host: str, port: int) -> str:
+    """Where processes on this machine find the API of a server that listens on `host` and `port`."""
+    # One that listens on all addresses is reached on the machine's own.
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{reachable}]:{port}/api" if ":" in reachable else f"http://{reachable}:{port}/api"
+
+
+def wait_until_healthy(url: str, *, timeout: float, alive: Callable[[], bool]) -> None:
+    """Return when the API at `url` (http://HOST:PORT/api) answers that it is healthy.
+
+    Raises OrchestrationError when `alive()` says that the server's process has ended, or after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while alive():
+        if _healthy(f"{url}/health"):
+            return
+        if time.monotonic() >= deadline:
+            raise OrchestrationError(
+                f"{url}: the Prefect server did not answer within {timeout:g} s; look at its log, or start again."
+            )
+        # An unready server offers no event to wait for.
+        time.sleep(POLL_SECONDS)
+    raise OrchestrationError(f"{url}: the Prefect server ended while it started; look at its log for the reason.")
+
+
+def _healthy(url: str) -> bool:
+    # A proxy that the environment names knows nothing of this machine's ports.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    # Uvicorn sends itself a signal it was ended by once more when it has closed everything: that is a clean end too.
+    sys.exit(0)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((host, port))
+    return bound
+
+
+def _serve(bound: socket.socket) -> None:
+    import uvicorn
+    from prefect.server.api.server import create_app
+    from prefect.settings import get_current_settings
+
+    _begin_writes_immediately()
+    app = create_app(final=True)
+    api = get_current_settings().server.api
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_keep_alive=api.keepalive_timeout,
+        ws_ping_interval=api.websocket_ping_interval,
+        ws_ping_timeout=api.websocket_ping_timeout,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    _collect_garbage_in_a_thread(started=lambda: server.started)
+    server.run(sockets=[bound])
+
+
+def _begin_writes_immediately() -> None:
+    """Let each transaction that may write wait for its turn when it begins.
+
+    As shipped it begins by reading. When another one writes before its own first write, SQLite cannot let it go on
+    and does not let it wait either, and the caller is answered 503.
+    """
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    shipped = AioSqliteConfiguration.begin_transaction
+
+    def begin_transaction(
+        self: AioSqliteConfiguration,
+        session: AsyncSession,
+        with_for_update: bool = True,
+    ) -> AbstractAsyncContextManager[AsyncSessionTransaction]:
+        return shipped(self, session, with_for_update=True)
+
+    AioSqliteConfiguration.begin_transaction = begin_transaction  # type: ignore[method-assign, assignment]
+
+
+def _collect_garbage_in_a_thread(*, started: Callable[[], bool]) -> None:
+    """Keep Python's collector out of the thread that answers requests.
+
+    There it would free a cursor, for which it waits for a mutex; the thread that holds it can be asleep in SQLite's
+    busy handler for up to 60 s, and the one it waits for may need the thread that is stopped.
+    """
+    gc.disable()
+    never = threading.Event()
+
+    def collect() -> None:
+        settled = False
+        while not never.wait(COLLECT_SECONDS):
+            gc.collect()
+            if not settled and started():
+                # What is left of the imports and the migrations stays: without it a collection is short.
+                gc.freeze()
+                settled = True
+
+    threading.Thread(target=collect, name="collector", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
