@@ -13,3 +13,27 @@ class SettingsError(FlowError):
 
 class OrchestrationError(FlowError):
     """Prefect's API cannot be started or reached."""
+
+
+class JobCancelledError(FlowError):
+    """Somebody cancelled the job while it ran."""
+
+
+class JobInterruptedError(FlowError):
+    """The job's process has to end; another attempt goes on from its last checkpoint."""
+
+
+class ClusterLostError(FlowError):
+    """No scheduler of GPU workers could be reached for as long as the caller was ready to wait."""
+
+
+class WorkerLostError(FlowError):
+    """A GPU worker died again and again while it computed a job."""
+
+
+class ServiceError(FlowError):
+    """The service cannot start, or one of its parts cannot be kept running."""
+
+
+class InboxMissingError(FlowError):
+    """The inbox is not there or cannot be read, such as while its disk is away."""

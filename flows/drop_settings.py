@@ -1,0 +1,187 @@
+"""The settings file beside a drop, NAME.toml or settings.toml: any setting of a transfer over a preset, and what
+only a drop has (its preset, name, priority, force). Whatever is wrong with it is one sentence with its line."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from nst_engine.config import RANDOM_WEIGHTS, TransferConfig, did_you_mean
+from nst_engine.errors import ConfigError
+from nst_engine.presets import find_preset
+
+MAX_BYTES: Final = 1_000_000
+MAX_LINE: Final = 2000
+"""Characters. The parser takes gigabytes for a key of 100,000 parts."""
+MAX_PRIORITY: Final = 10
+_OWN_KEYS: Final = ("preset", "name", "priority", "force")
+_LAYER_KEYS: Final = ("content_layers", "style_layers")
+_NAMED_WEIGHTS: Final = ("imagenet", RANDOM_WEIGHTS)
+_SYNTAX_PLACE: Final = re.compile(r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
+# Scanned from the left, a quote outside of these always begins one of them.
+_STRING_OR_COMMENT: Final = re.compile(
+    r'"""(?:\\.|[^\\])*?"{3,5}'
+    r"|'''.*?'{3,5}"
+    r'|"(?:\\.|[^"\\\n])*"'
+    r"|'[^'\n]*'"
+    r"|\#[^\n]*",
+    re.DOTALL,
+)
+_KEY_PART: Final = r"""(?:[A-Za-z0-9_-]+|"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
+_STATEMENT: Final = re.compile(
+    rf"[ \t]*(?P<table>\[{{0,2}})[ \t]*(?P<key>{_KEY_PART}(?:[ \t]*\.[ \t]*{_KEY_PART})*)[ \t]*[=\]]"
+)
+
+
+@dataclass(frozen=True)
+class DropSettings:
+    """What a drop asks for. `priority` is -10..10, higher first; `force` computes again what is already done."""
+
+    preset: str
+    config: TransferConfig
+    name: str | None = None
+    priority: int = 0
+    force: bool = False
+
+
+def read_drop_settings(path: Path | None, *, preset: str) -> DropSettings:
+    """The settings in the file at `path`, over those of the preset it names, else of `preset`; None is an empty file.
+
+    Raises ConfigError, one sentence with the file, the line and the key.
+    """
+    default = DropSettings(preset, find_preset(preset).config)
+    if path is None:
+        return default
+    text = _text(path)
+    given = _parse(text, path)
+    for key, value in given.items():
+        if problem := _problem(key, value):
+            raise ConfigError(f"{_place(path, text, key)}: {key}{problem}")
+    try:
+        base = find_preset(given["preset"]).config if "preset" in given else default.config
+    except ConfigError as error:
+        raise ConfigError(f"{_place(path, text, 'preset')}: {error}") from error
+    overrides = {key: value for key, value in given.items() if key not in _OWN_KEYS}
+    try:
+        config = base.with_overrides(overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{_place(path, text, *_culprit(base, overrides, str(error)))}: {error}") from error
+    own = {key: given[key] for key in _OWN_KEYS if key in given}
+    return replace(default, config=config, **own)
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); mend its permissions or drop it again."
+        ) from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path}: is larger than 1 MB; a file of settings is a few lines of TOML.")
+    try:
+        # Editors on Windows begin UTF-8 with a mark.
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}, line {line}: is not UTF-8 text; save the file as UTF-8.") from error
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if len(line) > MAX_LINE:
+            raise ConfigError(f"{path}, line {number}: is longer than {MAX_LINE} characters; break it into lines.")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: is nested too deeply; settings are lines such as rows = 400.") from error
+    except ValueError as error:
+        message = str(error)
+        found = _SYNTAX_PLACE.search(message)
+        line = found["line"] if found and found["line"] else str(text.rstrip().count("\n") + 1)
+        what = message[: found.start()] if found else message
+        column = f" at column {found['column']}" if found and found["column"] else ""
+        raise ConfigError(
+            f"{path}, line {line}: is not valid TOML ({what[0].lower()}{what[1:]}{column}); mend that line."
+        ) from error
+
+
+def _problem(key: str, value: Any) -> str | None:
+    """What is wrong with a key as such, or with a value that no TransferConfig would refuse."""
+    if key not in _OWN_KEYS and key not in TransferConfig.model_fields:
+        return f": there is no such setting{did_you_mean(key, (*TransferConfig.model_fields, *_OWN_KEYS))}"
+    if key in ("preset", "name") and not (isinstance(value, str) and value.strip()):
+        return f' = {value!r}: is not a {key}; write it in quotes, as in {key} = "default".'
+    if key == "priority" and (type(value) is not int or abs(value) > MAX_PRIORITY):
+        return f" = {value!r}: is not a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}; higher goes first."
+    if key == "force" and not isinstance(value, bool):
+        return f" = {value!r}: is neither true nor false; write one of them, without quotes."
+    if key == "weights" and isinstance(value, str) and value not in _NAMED_WEIGHTS and not Path(value).is_absolute():
+        return f" = {value}: is a relative path; give the absolute path of a file, or imagenet or random."
+    return None
+
+
+def _culprit(base: TransferConfig, overrides: Mapping[str, Any], sentence: str) -> tuple[str, ...]:
+    """The first key in the file with which the sentence is said; of layers, the first that is refused by itself."""
+    given: dict[str, Any] = {}
+    for key, value in overrides.items():
+        given[key] = value
+        if _refusal(base, given) == sentence:
+            layers = value if key in _LAYER_KEYS and isinstance(value, dict) else {}
+            return next(((key, name) for name in layers if _refusal(base, {key: {name: layers[name]}})), (key,))
+    raise AssertionError(f"no key of {overrides} leads to: {sentence}")
+
+
+def _refusal(base: TransferConfig, overrides: Mapping[str, Any]) -> str | None:
+    try:
+        base.with_overrides(overrides)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _place(path: Path, text: str, *keys: str) -> str:
+    """The file and the line where the key is given, or else the nearest key around it."""
+    lines = _lines(text)
+    line = next(lines[keys[:length]] for length in range(len(keys), 0, -1) if keys[:length] in lines)
+    return f"{path}, line {line}"
+
+
+def _lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line, from 1, in which each key and table of a valid TOML text first appears, but for inline tables."""
+    # Nothing in a comment or in a string of several lines may look like a statement.
+    masked = _STRING_OR_COMMENT.sub(lambda found: _masked(found[0]), text)
+    table: tuple[str, ...] = ()
+    lines: dict[tuple[str, ...], int] = {}
+    open_brackets = 0
+    for number, line in enumerate(masked.split("\n"), start=1):
+        if not open_brackets and (statement := _STATEMENT.match(line)):
+            keys = _parts(statement["key"])
+            if statement["table"]:
+                table = keys
+            else:
+                keys = (*table, *keys)
+            for length in range(1, len(keys) + 1):
+                lines.setdefault(keys[:length], number)
+        bare = _STRING_OR_COMMENT.sub("", line)
+        open_brackets += bare.count("[") - bare.count("]")
+    return lines
+
+
+def _masked(token: str) -> str:
+    return re.sub(r"[^\n]", " ", token) if token.startswith(("#", '"""', "'''")) else token
+
+
+def _parts(key: str) -> tuple[str, ...]:
+    inner = tomllib.loads(f"{key} = 0")
+    parts = []
+    while isinstance(inner, dict):
+        (part,) = inner
+        parts.append(part)
+        inner = inner[part]
+    return tuple(parts)
