@@ -4,18 +4,28 @@ curve as a picture (loss.png: total, content and style over the iterations, as t
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from nst_engine.config import RANDOM_WEIGHTS
 from storage.models import Attempt, Job, LossPoint, Source
 
+RESULT: Final = "result.png"
+LOSS_PLOT: Final = "loss.png"
+RECORD: Final = "job.json"
 RANDOM_REMARK = (
     "Made with seeded random weights, not with those trained on ImageNet: textures and colours are transferred, "
     "shapes are not understood."
 )
+_STEP_SIZE: Final = frozenset({"learning_rate", "decay_rate", "decay_steps", "clip"})
+_MOMENTS: Final = frozenset({"beta_1", "beta_2", "epsilon"})
+_UNUSED: Final[Mapping[str, frozenset[str]]] = {
+    "sgd": _MOMENTS | {"history"},
+    "adam": frozenset({"history"}),
+    "lbfgs": _STEP_SIZE | _MOMENTS,
+}
 
 
 def job_document(job: Job) -> dict[str, Any]:
@@ -58,6 +68,24 @@ def result_document(job: Job, losses: Sequence[LossPoint]) -> dict[str, Any]:
         "losses": {"total": last.total, "content": last.content, "style": last.style, "tv": last.tv},
         "optimisation_seconds": round(last.seconds, 3),
     }
+
+
+def used_settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a job's config that had a say in its result, as text."""
+    unused = {key for key, value in config.items() if value is None} | _UNUSED[config["optimizer"]]
+    if config["decay_rate"] == 1:
+        unused |= {"decay_rate", "decay_steps"}
+    if config["init"] != "noise":
+        unused.add("seed")
+    if config["tv_weight"] == 0:
+        unused.add("tv_form")
+    return {key: _setting(value) for key, value in config.items() if key not in unused}
+
+
+def result_files(job: Job) -> dict[str, str]:
+    """The names of a result folder's files by what they are: result, loss_plot, record, content, style(s)."""
+    sources = {Path(source.file_name).stem: source.file_name for source in job.sources}
+    return {"result": RESULT, "loss_plot": LOSS_PLOT, "record": RECORD} | sources
 
 
 def loss_rows(losses: Sequence[LossPoint]) -> list[dict[str, Any]]:
@@ -107,10 +135,17 @@ def plot_losses(losses: Sequence[LossPoint], path: Path, *, title: str) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("iteration")
     axes.set_ylabel("loss, weighted")
-    axes.set_title(title)
+    # Two dollar signs in a name are no formula.
+    axes.set_title(title, parse_math=False)
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     figure.savefig(path)
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {weight:g}" for name, weight in value.items())
+    return str(value)
 
 
 def _source_document(source: Source) -> dict[str, Any]:
