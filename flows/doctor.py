@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Final
 
+from flows.network import weights_document
+from flows.prefect_server import api_url
 from flows.settings import Settings
+from flows.versions import versions
 from nst_engine import weights
 from nst_engine.errors import EngineError
 from nst_engine.startup import load_tensorflow
@@ -18,7 +19,6 @@ from storage.database import open_database
 from storage.errors import StorageError
 from storage.workspace import Workspace, check_writable
 
-_LIBRARIES: Final = ("nst", "tensorflow", "keras", "numpy", "pillow", "prefect", "sqlalchemy")
 _LEAST_FREE_BYTES: Final = 2_000_000_000
 
 
@@ -56,8 +56,7 @@ def examine(settings: Settings) -> list[Finding]:
 
 
 def _versions(_: Settings) -> Finding:
-    libraries = ", ".join(f"{library} {version(library)}" for library in _LIBRARIES)
-    return Finding("versions", f"Python {platform.python_version()}, {libraries}")
+    return Finding("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))
 
 
 def _device(settings: Settings) -> Finding:
@@ -89,18 +88,16 @@ def _precision(settings: Settings) -> Finding:
 
 
 def _weights(_: Settings) -> Finding:
-    try:
-        found = weights.find("imagenet")
-        if found is None:
-            return Finding(
-                "weights",
-                f"the VGG19 weights are not on this machine ({weights.cache_path()})",
-                f"nst weights --fetch, or set {weights.ENVIRONMENT_VARIABLE} to the file",
-            )
-        loaded = weights.read(found.path)
-    except EngineError as error:
-        return Finding("weights", str(error), "see there")
-    return Finding("weights", f"{loaded.name}, {found.path} (by {found.found_by}), SHA-256 {loaded.sha256[:12]}")
+    document = weights_document()
+    if not document["verified"]:
+        place = f" ({document['path']})" if document["path"] else ""
+        return Finding(
+            "weights",
+            f"{document['problem']}{place}",
+            f"nst weights --fetch, or set {weights.ENVIRONMENT_VARIABLE} to the file",
+        )
+    found = f"{document['name']}, {document['path']} (by {document['found_by']})"
+    return Finding("weights", f"{found}, SHA-256 {document['sha256'][:12]}")
 
 
 def _home(settings: Settings) -> Finding:
@@ -134,6 +131,7 @@ def _disk(settings: Settings) -> Finding:
     return Finding("disk", f"{free / 1e9:.1f} GB free for {settings.home}", remedy)
 
 
-def _prefect(_: Settings) -> Finding:
+def _prefect(settings: Settings) -> Finding:
     url = os.environ.get("PREFECT_API_URL")
-    return Finding("prefect", f"API at {url}" if url else "a temporary API starts with each `nst run`")
+    own = f"`nst up` runs a server at {api_url(settings.host, settings.prefect_port)}, `nst run` a temporary one"
+    return Finding("prefect", f"API at {url}" if url else own)

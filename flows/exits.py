@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.errors import FlowError, OrchestrationError
+from flows.errors import FlowError, InboxMissingError, OrchestrationError, ServiceError
 from nst_engine.errors import ConfigError, DeviceError, EngineError, ImageError, NotFiniteError, WeightsError
 from storage.errors import AmbiguousJobError, JobNotFoundError, StorageError
 
@@ -19,6 +19,8 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
     (WeightsError, WRONG_MACHINE),
     (DeviceError, WRONG_MACHINE),
     (OrchestrationError, WRONG_MACHINE),
+    (ServiceError, WRONG_MACHINE),
+    (InboxMissingError, WRONG_MACHINE),
     (StorageError, WRONG_MACHINE),
     (EngineError, WRONG_MACHINE),
     (FlowError, WRONG_INPUT),

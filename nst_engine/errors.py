@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,3 +39,7 @@ class NotFiniteError(EngineError):
     def __init__(self, message: str, *, best: np.ndarray | None) -> None:
         super().__init__(message)
         self.best = best
+
+    def __reduce__(self) -> tuple[Callable[..., NotFiniteError], tuple[str]]:
+        # It comes from a GPU worker through a pickle, which knows no keyword-only arguments.
+        return functools.partial(NotFiniteError, best=self.best), (str(self),)

@@ -1,0 +1,141 @@
+"""The processes of the Dask cluster that carries the GPU step: `python -m flows.cluster scheduler` is its middle, and
+`python -m flows.cluster worker` a GPU worker on this machine. A worker needs nothing but the scheduler's address and
+the network's weights. Both end cleanly on SIGTERM and Ctrl-C, and with the process that started them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Final
+
+import dask
+from distributed import Nanny, Scheduler
+from distributed.comm.core import connect
+
+from flows import gpu
+from flows.errors import FlowError
+from flows.lifeline import end_with_parent
+
+logger = logging.getLogger("flows.cluster")
+
+DEFAULT_PORT: Final = 8786
+_ANY_LOCAL_PORT: Final = "127.0.0.1:0"
+_ONE_FOR_THE_CHUNK_AND_ONE_FOR_REPORTS: Final = 2
+_CONNECT_SECONDS: Final = 2.0
+_CLOSE_SECONDS: Final = 2.0
+
+_CONFIG: Final = {
+    "distributed.scheduler.allowed-failures": 1,
+    # What each process serves over HTTP, to nobody here.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    # Instead of what is shipped, which keeps NumPy to one thread and malloc from reusing large arrays.
+    "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "warning"},
+    # What costs time while nothing happens: as shipped an idle worker takes 5 % of a core.
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+}
+
+
+async def run_scheduler(*, host: str, port: int) -> None:
+    """Run a scheduler until the task is cancelled; FlowError when it cannot listen there."""
+    try:
+        # The HTTP server cannot be left out; it listens where nobody else does.
+        scheduler = await Scheduler(host=host, port=port, dashboard=False, dashboard_address=_ANY_LOCAL_PORT)
+    except (OSError, RuntimeError) as error:
+        raise FlowError(f"The scheduler cannot listen on {host}:{port} ({error.__cause__ or error}).") from error
+    try:
+        await scheduler.finished()
+    finally:
+        await scheduler.close()
+
+
+async def run_worker(address: str, *, device: str, local_directory: str | None) -> None:
+    """Run a GPU worker for the scheduler at `address`, whenever there is one, until the task is cancelled.
+
+    Raises FlowError when the worker's process cannot start; it has said itself why.
+    """
+    while True:
+        await _reachable(address)
+        nanny = Nanny(
+            address,
+            nthreads=_ONE_FOR_THE_CHUNK_AND_ONE_FOR_REPORTS,
+            resources={gpu.GPU: 1},
+            plugins=(gpu.EnginePlugin(device),),
+            memory_limit=0,
+            local_directory=local_directory,
+            dashboard=False,
+            dashboard_address=_ANY_LOCAL_PORT,
+        )
+        try:
+            await nanny
+            await nanny.finished()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise FlowError("The GPU worker's process could not start.") from error
+        finally:
+            # Dask asserts that a worker which is still starting is not closed: that one ends with this process.
+            with suppress(AssertionError):
+                await nanny.close(timeout=_CLOSE_SECONDS)
+        logger.warning("The scheduler at %s was lost; waiting for it.", address)
+
+
+async def _reachable(address: str) -> None:
+    while True:
+        with suppress(OSError):
+            comm = await connect(address, timeout=_CONNECT_SECONDS)  # type: ignore[no-untyped-call]
+            await comm.close()
+            return
+
+
+async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m flows.cluster", description=__doc__)
+    roles = parser.add_subparsers(dest="role", required=True)
+    scheduler = roles.add_parser("scheduler", help="the middle of the cluster")
+    scheduler.add_argument("--host", default="127.0.0.1", help="the address to listen on")
+    scheduler.add_argument("--port", type=int, default=DEFAULT_PORT, help="the port to listen on")
+    worker = roles.add_parser("worker", help="one GPU worker")
+    worker.add_argument("--scheduler", required=True, help="the scheduler's address, such as tcp://gpu1:8786")
+    worker.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    worker.add_argument("--local-directory", help="where Dask keeps its lock files; a temporary folder by default")
+    return parser
+
+
+def main() -> int:
+    """Run the process that the command line names; returns its exit code."""
+    options = _parser().parse_args()
+    end_with_parent()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("distributed").setLevel(logging.WARNING)
+    # The worker's process says on its own why it failed, and the nanny would print that it has, three times.
+    logging.getLogger("distributed.nanny").addFilter(lambda record: record.levelno != logging.ERROR)
+    if options.role == "scheduler":
+        work = run_scheduler(host=options.host, port=options.port)
+    else:
+        work = run_worker(options.scheduler, device=options.device, local_directory=options.local_directory)
+    try:
+        with dask.config.set(_CONFIG):
+            asyncio.run(_until_signal(work))
+    except FlowError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What Prefect has to know before a job can run: the work pool `nst` and a deployment of each flow, made in Python
+and brought up to date at every start."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect import Flow
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists, PrefectException
+from prefect.types.entrypoint import EntrypointType
+
+from flows.bulk import bulk
+from flows.errors import OrchestrationError
+from flows.runs import WORK_POOL, prefect_client
+from flows.stylize import stylize
+
+
+def ensure_deployments(home: Path) -> None:
+    """Make the work pool and the deployments, or bring them up to date; safe to repeat at every start."""
+    with prefect_client() as client:
+        pool = WorkPoolCreate(name=WORK_POOL, type="process", description="The flow runs of nst's jobs")
+        with contextlib.suppress(ObjectAlreadyExists):
+            client.create_work_pool(pool)
+    for flow, description in (
+        (stylize, "One job: preprocess, optimise, deprocess, publish."),
+        (bulk, "The jobs of a burst, a few at a time."),
+    ):
+        _deploy(flow, description, home)
+
+
+def _deploy(flow: Flow[..., Any], description: str, home: Path) -> None:
+    deployment: Any = flow.to_deployment(
+        name=flow.name,
+        description=description,
+        work_pool_name=WORK_POOL,
+        tags=["nst"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        # One process a run: without a command Prefect starts a second one to prepare a workspace.
+        job_variables={"command": f"{sys.executable} -m prefect.engine", "working_dir": str(home)},
+    )
+    try:
+        deployment.apply()
+    except (httpx.HTTPError, PrefectException) as error:
+        raise OrchestrationError(f"Prefect does not take the deployment {flow.name} ({error}).") from error

@@ -1,0 +1,137 @@
+"""The flow runs of a service's jobs in Prefect: scheduling them, asking after them, marking those that are dead."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import httpx
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.states import Crashed, Scheduled
+
+from flows.errors import OrchestrationError
+from storage.models import Job
+
+WORK_POOL: Final = "nst"
+STYLIZE: Final = "stylize/stylize"
+BULK: Final = "bulk/bulk"
+_PAGE: Final = 200
+
+
+class RunState(StrEnum):
+    """Where a flow run stands, as far as a job is concerned."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    RUNNING = "running"
+    CANCELLED = "cancelled"
+    ENDED = "ended"
+    MISSING = "missing"
+
+
+@contextlib.contextmanager
+def prefect_client() -> Iterator[SyncPrefectClient]:
+    """A client of the API; whatever it fails with is raised as OrchestrationError."""
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except (httpx.HTTPError, PrefectException, RuntimeError) as error:
+        raise OrchestrationError(
+            f"Prefect's API does not answer ({str(error) or type(error).__name__}); see logs/prefect.log in the home."
+        ) from error
+
+
+@contextlib.contextmanager
+def asking(run_id: str) -> Iterator[Callable[[], RunState]]:
+    """A way to ask again and again where one run stands, until Prefect is away: OrchestrationError."""
+    with prefect_client() as client:
+        yield lambda: _meaning(client.read_flow_run(UUID(run_id)).state)
+
+
+class Runs:
+    """The flow runs of one service's jobs. All methods raise OrchestrationError when Prefect is away."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._deployments: dict[str, UUID] = {}
+
+    def submit_job(self, job: Job) -> str:
+        """Schedule a run of its own for the job; submitting the same submission again gives the same run."""
+        return self._submit(
+            STYLIZE,
+            name=job.name,
+            parameters={"job_id": job.id, "home": str(self._home), "submission": job.submission},
+            tags=["nst", f"preset:{job.preset}"],
+            key=f"{job.id}:{job.submission}",
+        )
+
+    def submit_burst(self, jobs: Sequence[Job]) -> str:
+        """Schedule one run for all these jobs."""
+        submissions = {job.id: job.submission for job in jobs}
+        return self._submit(
+            BULK,
+            name=f"burst of {len(jobs)} from {jobs[0].name}",
+            parameters={"submissions": submissions, "home": str(self._home)},
+            tags=["nst", "burst"],
+            key=f"burst:{jobs[0].id}:{jobs[0].submission}:{len(jobs)}:{jobs[-1].id}",
+        )
+
+    @staticmethod
+    def states(run_ids: Collection[str]) -> dict[str, RunState]:
+        """The state of each of these runs."""
+        found: dict[str, RunState] = dict.fromkeys(run_ids, RunState.MISSING)
+        wanted = [UUID(run_id) for run_id in run_ids]
+        with prefect_client() as client:
+            for first in range(0, len(wanted), _PAGE):
+                page = wanted[first : first + _PAGE]
+                for run in client.read_flow_runs(
+                    flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=page)), limit=_PAGE
+                ):
+                    found[str(run.id)] = _meaning(run.state)
+        return found
+
+    @staticmethod
+    def mark_crashed(run_id: str, message: str) -> None:
+        """Tell Prefect that a run's process is dead, which nothing else on an own server does.
+
+        A run that Prefect no longer knows, or never has, needs no telling.
+        """
+        with prefect_client() as client, contextlib.suppress(ObjectNotFound):
+            client.set_flow_run_state(UUID(run_id), Crashed(message=message), force=True)
+
+    def _submit(self, deployment: str, *, name: str, parameters: dict[str, object], tags: list[str], key: str) -> str:
+        with prefect_client() as client:
+            if deployment not in self._deployments:
+                self._deployments[deployment] = client.read_deployment_by_name(deployment).id
+            try:
+                run = client.create_flow_run_from_deployment(
+                    self._deployments[deployment],
+                    name=name,
+                    parameters=parameters,
+                    tags=tags,
+                    idempotency_key=key,
+                    state=Scheduled(),
+                )
+            except ObjectNotFound:
+                # Prefect's database has been made anew, and the deployment with it.
+                del self._deployments[deployment]
+                raise
+        return str(run.id)
+
+
+def _meaning(state: State | None) -> RunState:
+    if state is None or state.is_scheduled() or state.is_paused():
+        return RunState.WAITING
+    if state.is_pending():
+        return RunState.STARTING
+    if state.is_cancelled() or state.is_cancelling():
+        return RunState.CANCELLED
+    return RunState.ENDED if state.is_final() else RunState.RUNNING

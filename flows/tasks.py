@@ -1,0 +1,259 @@
+"""The four tasks of a job: preprocess, optimise, deprocess, publish. Each says in the database that it has begun, and
+leaves its files so that another attempt can go on after it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from flows import checkpoint, progress
+from flows.attempt import Attempt, Watch, burst_stop, is_service_run, watching
+from flows.claim import copy_dropped_files
+from flows.dashboard import ProgressArtifact, publish_report
+from flows.optimisation import LocalOptimisation, Optimisation, RemoteOptimisation, Stretch
+from flows.report import LOSS_PLOT, RECORD, RESULT, plot_losses, result_document, result_files
+from flows.versions import versions
+from nst_engine.errors import NotFiniteError
+from nst_engine.images import decode, encode_png
+from nst_engine.pictures import Pictures, fit_pictures
+from nst_engine.startup import load_tensorflow
+from nst_engine.transfer import LossPoint, TransferState
+from storage.jobs import NewLossPoint
+from storage.models import Job
+
+if TYPE_CHECKING:
+    from nst_engine.engine import Engine
+
+WRITE_SECONDS: Final = 5.0
+LOG_SECONDS: Final = 30.0
+CLUSTER_PATIENCE_SECONDS: Final = 120.0
+BEST: Final = "best.png"
+
+
+@functools.cache
+def warm_engine(device: str) -> Engine:
+    """This process's engine on that device, with whatever earlier jobs have warmed up."""
+    load_tensorflow()
+    from nst_engine.engine import Engine
+
+    return Engine(device)
+
+
+@task(task_run_name="preprocess", cache_policy=NO_CACHE)
+def preprocess(attempt: Attempt) -> Pictures:
+    """Decode the job's pictures and resize them to the size at which its config works."""
+    attempt.enter("preprocess")
+    paths = {source: attempt.folder / source.file_name for source in attempt.job.sources}
+    decoded = {source: decode(path, max_pixels=attempt.settings.max_pixels) for source, path in paths.items()}
+    content = next(picture for source, picture in decoded.items() if source.role == "content")
+    styles = [picture for source, picture in decoded.items() if source.role == "style"]
+    pictures = fit_pictures(attempt.config, content, styles)
+    get_run_logger().info(
+        "Content at %s, %s", _size(pictures.content), ", ".join(f"style at {_size(style)}" for style in pictures.styles)
+    )
+    return pictures
+
+
+@task(task_run_name="optimise", cache_policy=NO_CACHE)
+def optimise(attempt: Attempt, pictures: Pictures) -> TransferState:
+    """Run the optimisation stretch by stretch: write its losses in batches, save it, tell its progress."""
+    attempt.enter("optimise")
+    logger = get_run_logger()
+    saved = _saved_state(attempt, pictures)
+    if saved is not None:
+        logger.info("Going on from iteration %d", saved.iteration)
+    attempt.store.note_first_iteration(
+        attempt.job.id, attempt=attempt.number, iteration=saved.iteration if saved else 0
+    )
+    shown = ProgressArtifact.begin(attempt.job.name)
+    # A run of `nst run` is watched by nobody else, and ended with Ctrl-C.
+    run_id = str(flow_run.id) if is_service_run() else None
+    with (
+        watching(attempt, run_id=run_id, warn=logger.warning) as watch,
+        _optimisation(attempt, pictures, saved) as optimisation,
+    ):
+        try:
+            last = _follow(attempt, optimisation, watch, shown)
+        except NotFiniteError as error:
+            raise _with_best_picture(error, attempt.folder / BEST) from error
+        state = optimisation.state()
+    shown.finish()
+    if attempt.checkpoint.exists():
+        checkpoint.save(attempt.checkpoint, state)
+    logger.info(
+        "%d iterations in %.1f s, loss %.6g%s",
+        state.iteration,
+        state.seconds,
+        state.evaluation.losses.total,
+        "; no further step lowers it" if last.converged else "",
+    )
+    return state
+
+
+def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: ProgressArtifact) -> Stretch:
+    """Take in one stretch after another until the last, which is returned."""
+    logger, iterations = get_run_logger(), attempt.config.iterations
+    began = written = logged = saved = time.monotonic()
+    last: Stretch | None = None
+    first_iteration = 0
+    waiting = list[NewLossPoint]()
+    try:
+        for stretch in optimisation.stretches():
+            watch.look()
+            now = time.monotonic()
+            if stretch is None:
+                continue
+            if last is None:
+                first_iteration, began = stretch.iteration, now
+                _record_environment(attempt, stretch)
+            waiting += [_loss_point(point) for point in stretch.points]
+            if stretch.points:
+                done = stretch.iteration - first_iteration
+                pace = (now - began) / done if done > 0 else None
+                loss = stretch.points[-1].losses.total
+                progress.publish(progress.Progress(stretch.iteration, iterations, loss, pace))
+                shown.move(iteration=stretch.iteration, iterations=iterations, loss=loss, seconds_an_iteration=pace)
+                if now - logged >= LOG_SECONDS:
+                    logger.info("Iteration %d of %d, loss %.6g", stretch.iteration, iterations, loss)
+                    logged = now
+            if waiting and now - written >= WRITE_SECONDS:
+                _write_losses(attempt, waiting)
+                waiting, written = [], now
+            if now - saved >= attempt.settings.checkpoint_seconds and not stretch.finished:
+                checkpoint.save(attempt.checkpoint, optimisation.state())
+                saved = now
+            last = stretch
+    finally:
+        _write_losses(attempt, waiting)
+    if last is None:
+        raise ValueError("An optimisation has at least one stretch.")
+    return last
+
+
+@task(task_run_name="deprocess", cache_policy=NO_CACHE)
+def deprocess(attempt: Attempt, state: TransferState) -> None:
+    """Write the result, its report and the sources into the job's folder, ready to be published."""
+    attempt.enter("deprocess")
+    folder = attempt.folder / "result"
+    folder.mkdir(exist_ok=True)
+    encode_png(state.result(), folder / RESULT)
+    copy_dropped_files(attempt.job, attempt.folder, folder)
+    job, losses = attempt.store.get(attempt.job.id), attempt.store.losses(attempt.job.id)
+    plot_losses(losses, folder / LOSS_PLOT, title=f"{job.name} ({job.preset}, weights {job.weights_name})")
+    document = json.dumps(result_document(job, losses), indent=2, ensure_ascii=False)
+    (folder / RECORD).write_text(f"{document}\n", encoding="utf-8")
+
+
+@task(task_run_name="publish", cache_policy=NO_CACHE)
+def publish(attempt: Attempt, out: Path | None) -> Path:
+    """Move the finished files to their place whole; only then is the job completed."""
+    attempt.enter("publish")
+    destination = out or attempt.store.reserve_result(attempt.job.id, attempt.workspace.candidates(attempt.job.name))
+    attempt.workspace.publish(attempt.job.id, destination)
+    complete(attempt, destination)
+    get_run_logger().info("The result is in %s", destination)
+    job = attempt.store.get(attempt.job.id)
+    publish_report(job, attempt.store.losses(job.id), folder=destination)
+    return destination
+
+
+def complete(attempt: Attempt, folder: Path) -> None:
+    """Complete the job whose result lies in `folder`, and remove what is left of it elsewhere."""
+    job = attempt.job
+    rows, columns = decode(folder / RESULT).shape[:2]
+    attempt.store.complete(
+        job.id,
+        attempt=attempt.number,
+        result_folder=str(folder),
+        result_files=result_files(job),
+        rows=rows,
+        columns=columns,
+    )
+    attempt.workspace.discard(job.id)
+
+
+def _optimisation(
+    attempt: Attempt, pictures: Pictures, saved: TransferState | None
+) -> LocalOptimisation | RemoteOptimisation:
+    settings = attempt.settings
+    if settings.scheduler is None:
+        return LocalOptimisation(
+            warm_engine(settings.device), attempt.config, pictures, resume=saved, chunk_seconds=settings.chunk_seconds
+        )
+    return RemoteOptimisation(
+        settings.scheduler,
+        attempt.config,
+        pictures,
+        resume=saved,
+        chunk_seconds=settings.chunk_seconds,
+        priority=_gpu_priority(attempt.job, alone=burst_stop.get() is None),
+        patience_seconds=CLUSTER_PATIENCE_SECONDS,
+    )
+
+
+def _gpu_priority(job: Job, *, alone: bool) -> float:
+    """Whose chunk is next: by the drop's own priority, then single drops before bursts, then the oldest job."""
+    return (2 * job.priority + alone) * 1e10 - job.created_at.timestamp()
+
+
+def _saved_state(attempt: Attempt, pictures: Pictures) -> TransferState | None:
+    state = checkpoint.load(attempt.checkpoint)
+    if state is None or state.config != attempt.config or state.pictures.digest() != pictures.digest():
+        return None
+    return state
+
+
+def _size(picture: object) -> str:
+    rows, columns = picture.shape[:2]  # type: ignore[attr-defined]
+    return f"{rows} x {columns}"
+
+
+def _record_environment(attempt: Attempt, stretch: Stretch) -> None:
+    environment = stretch.environment
+    attempt.store.record_environment(
+        attempt.job.id,
+        attempt=attempt.number,
+        weights_name=environment.weights_name,
+        weights_sha256=environment.weights_sha256,
+        precision=environment.precision,
+        device=environment.device,
+        versions=versions(),
+    )
+    get_run_logger().info(
+        "Optimising on %s in %s with the weights %s",
+        environment.device,
+        environment.precision,
+        environment.weights_name,
+    )
+
+
+def _loss_point(point: LossPoint) -> NewLossPoint:
+    return NewLossPoint(
+        iteration=point.iteration,
+        total=point.losses.total,
+        content=point.losses.content,
+        style=point.losses.style,
+        tv=point.losses.tv,
+        layers=point.losses.layers,
+        learning_rate=point.rate,
+        seconds=point.seconds,
+    )
+
+
+def _write_losses(attempt: Attempt, points: list[NewLossPoint]) -> None:
+    attempt.store.add_loss_points(attempt.job.id, attempt=attempt.number, points=points)
+
+
+def _with_best_picture(error: NotFiniteError, path: Path) -> NotFiniteError:
+    if error.best is None:
+        return error
+    encode_png(error.best, path)
+    return NotFiniteError(f"{error} The best picture until then is {path}.", best=error.best)

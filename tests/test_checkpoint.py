@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows import checkpoint
+from nst_engine.evaluation import Evaluation, Losses
+from nst_engine.optimizers import initial_state
+from nst_engine.pictures import Pictures
+from nst_engine.presets import find_preset
+from nst_engine.transfer import TransferState
+
+
+class Evil:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture
+def state() -> TransferState:
+    config = find_preset("default").config.with_overrides({"rows": 16})
+    picture = np.arange(16 * 20 * 3, dtype=np.float32).reshape(16, 20, 3)
+    return TransferState(
+        config=config,
+        pictures=Pictures(content=np.zeros((16, 20, 3), np.uint8), styles=(np.ones((16, 16, 3), np.uint8),)),
+        precision="float32",
+        weights_name="random",
+        weights_sha256="ab" * 32,
+        picture=picture,
+        evaluation=Evaluation(Losses(3.0, 1.0, 1.5, 0.5, {"style/block1_conv1": 1.5}), picture / 7),
+        optimizer=initial_state(config, picture),
+        iteration=12,
+        best_picture=picture,
+        best_loss=3.0,
+        seconds=4.5,
+    )
+
+
+def saved(path: Path, payload: bytes, *, by: str = version("nst"), digest: str | None = None) -> None:
+    digest = digest or hashlib.sha256(payload).hexdigest()
+    path.write_bytes(f"nst checkpoint {by}\n{digest}\n".encode() + payload)
+
+
+def test_comes_back_as_it_was_and_leaves_nothing_else(state: TransferState, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    checkpoint.save(path, state)
+    checkpoint.save(path, state)
+    loaded = checkpoint.load(path)
+    assert pickle.dumps(loaded) == pickle.dumps(pickle.loads(pickle.dumps(state)))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_there_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert checkpoint.load(tmp_path / "checkpoint") is None
+    assert caplog.records == []
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999], ids=["empty", "in-the-header", "half", "all-but-the-end"])
+def test_cut_off(state: TransferState, tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: float) -> None:
+    path = tmp_path / "checkpoint"
+    checkpoint.save(path, state)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    assert checkpoint.load(path) is None
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(path) in record.getMessage()
+
+
+def test_what_this_version_did_not_write_whole_is_never_unpickled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, mark = tmp_path / "checkpoint", tmp_path / "mark"
+    payload = pickle.dumps(Evil(mark))
+    saved(path, payload, by="0.0.1")
+    assert checkpoint.load(path) is None
+    saved(path, payload, digest="0" * 64)
+    assert checkpoint.load(path) is None
+    path.write_bytes(payload)
+    assert checkpoint.load(path) is None
+    reasons = ["another version of nst wrote it", "it is cut off or damaged", "another version of nst wrote it"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The checkpoint {path} is not used: {reason}; the job starts anew." for reason in reasons
+    ]
+    assert not mark.exists()
+    # The same bytes in a whole file are unpickled: what keeps the others out is the header.
+    saved(path, payload)
+    checkpoint.load(path)
+    assert mark.exists()
+
+
+def test_a_failed_write_leaves_the_old_one(state: TransferState, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    checkpoint.save(path, state)
+    before = path.read_bytes()
+    # The hidden part cannot be written where a folder has its name.
+    (tmp_path / ".checkpoint.nst.part").mkdir()
+    with pytest.raises(IsADirectoryError):
+        checkpoint.save(path, state)
+    assert path.read_bytes() == before
