@@ -1,18 +1,62 @@
-"""From pictures to a pending job: check and decode each picture, write the job with its sources, copy the
-pictures into the job's folder. A picture that cannot work never becomes a job."""
+"""From pictures to a job: check and decode each picture, write the job with its sources and its fingerprint, bring
+the files into the job's folder, make the job pending. A claim that a crash has cut off is finished later, not repeated;
+what can never work is put into the folder of rejected drops with its reason."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
+from flows.drop_settings import DropSettings
+from flows.fingerprint import fingerprint
+from flows.inbox import Drop, is_junk
 from nst_engine.config import TransferConfig
+from nst_engine.errors import ImageError
 from nst_engine.images import decode
-from nst_engine.pictures import fit_pictures
+from nst_engine.pictures import content_size, style_size
 from storage.errors import WorkspaceError
-from storage.jobs import JobStore, NewJob, NewSource
+from storage.jobs import JobStore, NewJob, NewSource, utc_now
+from storage.manifest import Manifest
 from storage.models import Job, Role
 from storage.workspace import Workspace, safe_name, sha256_of
+
+# How long `nst run` may take from its job to the job's first attempt; Prefect's first start is most of it.
+_OWN_START: Final = timedelta(minutes=10)
+
+_TAKEN_NAMES: Final = frozenset({"result", "checkpoint", "best.png", "result.png", "loss.png", "job.json"})
+
+
+@dataclass(frozen=True)
+class CheckedPicture:
+    """A picture file that decodes whole: its size in pixels and bytes, and its SHA-256."""
+
+    rows: int
+    columns: int
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, *, max_pixels: int) -> CheckedPicture:
+        """Decode the file; ImageError when it is no whole picture, WorkspaceError when it cannot be read."""
+        # Before it is decoded: what is written in between is then known by another digest.
+        size, sha256 = path.stat().st_size, sha256_of(path)
+        rows, columns = decode(path, max_pixels=max_pixels).shape[:2]
+        return cls(rows, columns, size, sha256)
+
+
+@dataclass(frozen=True)
+class StuckClaim:
+    """A claim that the disk does not let finish: its job's name, the files it is about, and why."""
+
+    job_name: str
+    files: frozenset[Path]
+    reason: str
 
 
 def claim(
@@ -26,43 +70,27 @@ def claim(
     max_pixels: int,
     name: str | None = None,
 ) -> Job:
-    """A pending job made from copies of the pictures; they themselves stay where they are.
+    """A pending job made from copies of the pictures, for this process to run; they themselves stay where they are.
 
     It is called `name`, else CONTENT_STYLE after the files. Raises ImageError when a picture is not usable
     under the config, and then there is no job; WorkspaceError when the copies cannot be made, and then the job has
     failed.
     """
-    pictures = {path: decode(path, max_pixels=max_pixels) for path in (content, *styles)}
-    fit_pictures(config, pictures[content], [pictures[path] for path in styles])
-
-    def source(role: Role, path: Path, file_name: str) -> NewSource:
-        rows, columns = pictures[path].shape[:2]
-        return NewSource(
-            role=role,
-            original_path=str(path.absolute()),
-            file_name=file_name,
-            sha256=sha256_of(path),
-            bytes=path.stat().st_size,
-            rows=rows,
-            columns=columns,
-        )
-
-    numbers = [""] if len(styles) == 1 else [str(number) for number in range(1, len(styles) + 1)]
-    sources = [
-        source("content", content, f"content{_suffix(content)}"),
-        *(source("style", path, f"style{number}{_suffix(path)}") for path, number in zip(styles, numbers, strict=True)),
-    ]
+    pictures = [(path, CheckedPicture.of(path, max_pixels=max_pixels)) for path in (content, *styles)]
+    sources = _sources(pictures, config)
     job = store.create(
         NewJob(
             name=safe_name(name or "_".join(path.stem for path in (content, *styles))),
             preset=preset,
             config=config.model_dump(),
             sources=sources,
+            fingerprint=fingerprint(sources, config),
+            lease_until=utc_now() + _OWN_START,
         )
     )
     try:
-        for path, made in zip((content, *styles), sources, strict=True):
-            workspace.copy_source(job.id, path, made.file_name)
+        for (path, _), source in zip(pictures, sources, strict=True):
+            workspace.copy_source(job.id, path, source.file_name)
     except WorkspaceError as error:
         store.fail(job.id, attempt=None, error=str(error))
         workspace.discard(job.id)
@@ -71,5 +99,192 @@ def claim(
     return store.get(job.id)
 
 
+def claim_drop(
+    store: JobStore,
+    workspace: Workspace,
+    drop: Drop,
+    *,
+    settings: DropSettings,
+    pictures: Sequence[CheckedPicture],
+) -> Job | None:
+    """A pending job of a drop whose `pictures` (content, then styles) have been checked; its files leave the inbox.
+
+    Returns None, with the files back in the inbox, when one of them was written to meanwhile. Raises ImageError
+    when a picture is too narrow under the settings, and WorkspaceError when the files cannot be moved: then the job
+    stays claimed and `finish_claim` goes on with it.
+    """
+    paths = [workspace.inbox / path for path in (drop.content, *drop.styles)]
+    checked = list(zip(paths, pictures, strict=True))
+    sources = _sources(checked, settings.config)
+    names = {path: source.file_name for path, source in zip(paths, sources, strict=True)}
+    further = [path for path in drop.taken if workspace.inbox / path not in names]
+    for path in further:
+        names[workspace.inbox / path] = _further_name(path, drop, taken=names.values())
+    taken = {workspace.inbox / path for path in drop.taken}
+    job = store.create(
+        NewJob(
+            name=safe_name(settings.name or drop.name),
+            preset=settings.preset,
+            config=settings.config.model_dump(),
+            sources=sources,
+            # A job that is to be computed whatever has been done before is like no other.
+            fingerprint=None if settings.force else fingerprint(sources, settings.config),
+            priority=settings.priority,
+            manifest=Manifest(
+                moves={path: name for path, name in names.items() if path in taken},
+                folder=workspace.inbox / drop.folder if drop.folder else None,
+            ),
+        )
+    )
+    for path, name in names.items():
+        if path not in taken:
+            # A style folder keeps its style for the next content.
+            workspace.copy_source(job.id, path, name)
+    return store.get(job.id) if _finish(store, workspace, job) else None
+
+
+def reject_drop(
+    store: JobStore, workspace: Workspace, *, name: str, files: Sequence[Path], folder: Path | None, reason: str
+) -> Job:
+    """A rejected job of files of the inbox (absolute paths), which move to a folder of their own with the reason."""
+    to = workspace.rejected_folder(name)
+    moves: dict[Path, str] = {}
+    for path in files:
+        moves[path] = _unique(safe_name(path.name), taken=moves.values())
+    job = store.create(
+        NewJob(
+            name=safe_name(name),
+            preset="-",
+            config={},
+            sources=[],
+            manifest=Manifest(moves=moves, folder=folder, rejected_to=to),
+            rejection=reason,
+        )
+    )
+    _finish(store, workspace, job)
+    return store.get(job.id)
+
+
+def finish_claims(store: JobStore, workspace: Workspace) -> list[StuckClaim]:
+    """Go on with every claim that a crash or the disk has cut off; returns those that cannot go on now.
+
+    A job whose files are gone, here and there, has failed: somebody took them away. A job whose pictures were
+    written to meanwhile is forgotten, its files are back in the inbox.
+    """
+    stuck = []
+    for job in store.claimed():
+        manifest = manifest_of(job)
+        try:
+            _finish(store, workspace, job)
+        except WorkspaceError as error:
+            folder = manifest.rejected_to or workspace.job_folder(job.id)
+            if not all(
+                os.path.lexists(path) or os.path.lexists(folder / name) for path, name in manifest.moves.items()
+            ):
+                store.fail(job.id, attempt=None, error=str(error))
+            else:
+                stuck.append(StuckClaim(job.name, frozenset(manifest.moves), str(error)))
+    return stuck
+
+
+def copy_dropped_files(job: Job, origin: Path, to: Path) -> None:
+    """Copy the job's pictures, and what else was dropped with them, from one folder to another."""
+    names = [source.file_name for source in job.sources]
+    for name in dict.fromkeys([*names, *manifest_of(job).moves.values()]):
+        shutil.copy2(origin / name, to / name)
+
+
+def manifest_of(job: Job) -> Manifest:
+    """What the drop of a job consisted of; of a job made from copies, nothing."""
+    return Manifest.from_document(job.manifest) if job.manifest else Manifest(moves={})
+
+
+def _finish(store: JobStore, workspace: Workspace, job: Job) -> bool:
+    """Move what still has to be moved, then say so; each step may be repeated.
+
+    Returns False, with the files back in the inbox and no job, when a picture is not the one that was checked.
+    """
+    manifest = manifest_of(job)
+    if manifest.rejected_to is None:
+        workspace.take(job.id, manifest.moves)
+        if not _has_its_pictures(workspace, job):
+            workspace.put_back(job.id, manifest.moves)
+            workspace.discard(job.id)
+            store.forget(job.id)
+            return False
+    else:
+        workspace.reject(manifest.moves, to=manifest.rejected_to, reason=str(job.error))
+    if manifest.folder is not None:
+        workspace.remove_dropped_folder(manifest.folder, is_junk=is_junk)
+    if manifest.rejected_to is None:
+        store.make_pending(job.id)
+    else:
+        store.reject(job.id, error=str(job.error), folder=str(manifest.rejected_to))
+    return True
+
+
+def _has_its_pictures(workspace: Workspace, job: Job) -> bool:
+    """Whether the job's folder holds the very pictures that were checked."""
+    for source in job.sources:
+        path, original = workspace.job_folder(job.id) / source.file_name, Path(source.original_path)
+        # The style of a style folder is copied, not moved: after a crash it may have to be copied now.
+        if not path.exists() and original.exists():
+            workspace.copy_source(job.id, original, source.file_name)
+        if not path.exists() or sha256_of(path) != source.sha256:
+            return False
+    return True
+
+
+def _sources(pictures: Sequence[tuple[Path, CheckedPicture]], config: TransferConfig) -> list[NewSource]:
+    """The sources of a job, content first; ImageError, which names the file, when one is too narrow."""
+    (content_path, content), *styles = pictures
+    with _naming(content_path):
+        size = content_size(config, (content.rows, content.columns))
+    numbers = [""] if len(styles) == 1 else [str(number) for number in range(1, len(styles) + 1)]
+    sources = [_source("content", content_path, content, number="")]
+    for (path, style), number in zip(styles, numbers, strict=True):
+        with _naming(path):
+            style_size(config, (style.rows, style.columns), content=size)
+        sources.append(_source("style", path, style, number=number))
+    return sources
+
+
+def _source(role: Role, path: Path, picture: CheckedPicture, *, number: str) -> NewSource:
+    return NewSource(
+        role=role,
+        original_path=str(path.absolute()),
+        file_name=f"{role}{number}{_suffix(path)}",
+        sha256=picture.sha256,
+        bytes=picture.bytes,
+        rows=picture.rows,
+        columns=picture.columns,
+    )
+
+
 def _suffix(path: Path) -> str:
     return f".{safe_name(path.suffix[1:].lower())}" if path.suffix else ""
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """The engine knows shapes, not files: say which file it means."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def _further_name(path: Path, drop: Drop, *, taken: Collection[str]) -> str:
+    """What a file that is no picture of the job is called in its folder: its way from the dropped folder."""
+    if path == drop.settings:
+        return "settings.toml"
+    inside = path.relative_to(drop.folder) if drop.folder else Path(path.name)
+    return _unique(safe_name("_".join(inside.parts)), taken={*taken, *_TAKEN_NAMES, "settings.toml"})
+
+
+def _unique(name: str, *, taken: Collection[str]) -> str:
+    path, number, unique = Path(name), 1, name
+    while unique in taken:
+        number += 1
+        unique = f"{path.stem}-{number}{path.suffix}"
+    return unique

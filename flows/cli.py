@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from flows.settings import Settings
-    from storage.jobs import JobStore
+from flows import service_commands
+from flows.options import (
+    Device,
+    Force,
+    Home,
+    JobReference,
+    Json,
+    Out,
+    existing_store,
+    print_json,
+    settings_of,
+    store_of,
+)
 
 EXIT_CODES = """Exit codes: 0 done; 1 a job failed, or nst doctor found something to mend; 2 the command or its input
 is wrong; 3 this machine cannot do it (weights, device, database, disk, Prefect); 130 interrupted."""
@@ -28,14 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Home = Annotated[Path | None, typer.Option("--home", help="The folder of the service [default: NST_HOME, else ~/nst].")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, gpu or gpu:N.")]
-Out = Annotated[
-    Path | None,
-    typer.Option("-o", "--out", help="The result folder, new or empty [default: one in the home's outbox]."),
-]
-JobReference = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, the beginning of it, or its name.")]
+service_commands.register(app)
 
 
 @app.command()
@@ -55,6 +57,7 @@ def run(
     device: Device = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the noise, with init=noise.")] = None,
+    force: Force = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -69,13 +72,24 @@ def run(
         overrides[key.strip()] = value
     options = {"rows": rows, "iterations": iterations, "weights": weights, "precision": precision, "seed": seed}
     overrides |= {key: value for key, value in options.items() if value is not None}
-    _run_job(content, styles, out=out, preset=preset, overrides=overrides, device=device, home=home, as_json=as_json)
+    _run_job(
+        content,
+        styles,
+        out=out,
+        preset=preset,
+        overrides=overrides,
+        device=device,
+        force=force,
+        home=home,
+        as_json=as_json,
+    )
 
 
 @app.command()
 def demo(
     out: Out = None,
     device: Device = None,
+    force: Force = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -108,6 +122,7 @@ def demo(
             preset="default",
             overrides=overrides,
             device=device,
+            force=force,
             home=home,
             as_json=as_json,
             name="demo",
@@ -122,6 +137,7 @@ def _run_job(
     preset: str,
     overrides: dict[str, Any],
     device: str | None,
+    force: bool,
     home: Path | None,
     as_json: bool,
     name: str | None = None,
@@ -132,12 +148,13 @@ def _run_job(
 
     try:
         job = run_inline(
-            _settings(home, device=device),
+            settings_of(home, device=device),
             content=content,
             styles=styles,
             out=out,
             preset=preset,
             overrides=overrides,
+            force=force,
             name=name,
         )
     except KeyboardInterrupt:
@@ -145,10 +162,11 @@ def _run_job(
         sys.stderr.write("Interrupted.\n")
         raise typer.Exit(130) from None
     if as_json:
-        _print_json(job_document(job))
+        print_json(job_document(job))
         return
     folder = Path(str(job.result_folder))
-    stdout.print(f"Job {job.id} is done: {folder}", markup=False)
+    before = f" (as job {job.reused_from} before; --force computes it again)" if job.reused_from else ""
+    stdout.print(f"Job {job.id} is done{before}: {folder}", markup=False)
     for file in (job.result_files or {}).values():
         stdout.print(f"  {folder / file}", markup=False)
 
@@ -160,7 +178,7 @@ def presets(as_json: Json = False) -> None:
     from nst_engine.presets import PRESETS
 
     if as_json:
-        _print_json(
+        print_json(
             [
                 {"name": preset.name, "source": preset.source, "config": preset.config.model_dump()}
                 for preset in PRESETS.values()
@@ -187,11 +205,11 @@ def jobs(
     states = [known.value for known in JobState]
     if state is not None and state not in states:
         raise SettingsError(f"--state {state}: there is no such state{did_you_mean(state, states)}")
-    store = _store(_settings(home))
+    store = store_of(settings_of(home))
     found = store.recent(limit=limit, state=JobState(state) if state else None) if store else []
     losses = store.final_losses([job.id for job in found]) if store else {}
     if as_json:
-        _print_json([job_document(job) for job in found])
+        print_json([job_document(job) for job in found])
         return
     rows = [
         [
@@ -217,12 +235,12 @@ def show(job: JobReference, home: Home = None, as_json: Json = False) -> None:
     from flows.report import job_document, loss_rows
     from flows.terminal import print_job
 
-    store = _existing_store(_settings(home), job)
+    store = existing_store(settings_of(home), job)
     found = store.find(job)
     losses = store.losses(found.id)
     document = job_document(found)
     if as_json:
-        _print_json(document | {"losses": loss_rows(losses)})
+        print_json(document | {"losses": loss_rows(losses)})
     else:
         print_job(found, losses, document)
 
@@ -242,12 +260,12 @@ def losses(
 
     if as_csv + plot + as_json > 1:
         raise SettingsError("Give one of --csv, --plot and --json.")
-    store = _existing_store(_settings(home), job)
+    store = existing_store(settings_of(home), job)
     points = store.losses(store.find(job).id)
     if as_csv:
         write_csv(points, sys.stdout)
     elif as_json:
-        _print_json(loss_rows(points))
+        print_json(loss_rows(points))
     elif not points:
         out.print("This job has no losses yet.")
     elif plot:
@@ -275,7 +293,7 @@ def weights(
     if layers:
         rows = layer_rows()
         if as_json:
-            _print_json(rows)
+            print_json(rows)
             return
         out.print(table(None, list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
         out.print(f"\nTotal parameters: {sum(row['parameters'] for row in rows):,}")
@@ -284,7 +302,7 @@ def weights(
         download()
     document = weights_document()
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         print_mapping({key: value for key, value in document.items() if value is not None})
     if not document["verified"]:
@@ -297,9 +315,9 @@ def doctor(device: Device = None, home: Home = None, as_json: Json = False) -> N
     from flows.doctor import examine
     from flows.terminal import out
 
-    findings = examine(_settings(home, device=device))
+    findings = examine(settings_of(home, device=device))
     if as_json:
-        _print_json([finding.document() for finding in findings])
+        print_json([finding.document() for finding in findings])
     else:
         for finding in findings:
             mark = "ok  " if finding.healthy else "MEND"
@@ -308,35 +326,6 @@ def doctor(device: Device = None, home: Home = None, as_json: Json = False) -> N
                 out.print(f"               -> {finding.remedy}", markup=False)
     if not all(finding.healthy for finding in findings):
         raise typer.Exit(1)
-
-
-def _settings(home: Path | None, *, device: str | None = None) -> Settings:
-    from flows.settings import load_settings
-
-    return load_settings(home=home, device=device)
-
-
-def _store(settings: Settings) -> JobStore | None:
-    """The jobs of a home; None where there is no database yet, since looking makes none."""
-    from storage.database import open_database
-    from storage.jobs import JobStore
-    from storage.workspace import Workspace
-
-    path = Workspace(settings.home).database_path
-    return JobStore(open_database(path)) if path.exists() else None
-
-
-def _existing_store(settings: Settings, job: str) -> JobStore:
-    from storage.errors import JobNotFoundError
-
-    store = _store(settings)
-    if store is None:
-        raise JobNotFoundError(f"There is no job {job!r}: {settings.home} has no database yet.")
-    return store
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
@@ -351,3 +340,7 @@ def main() -> None:
             raise
         sys.stderr.write(f"nst: {error}\n")
         sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ from typing import Any
 from flows.claim import claim
 from flows.errors import OrchestrationError
 from flows.local_api import prepare_api
+from flows.reuse import reuse_twin
 from flows.settings import Settings
 from flows.terminal import err, progress_bar
 from nst_engine.config import RANDOM_WEIGHTS, TransferConfig
@@ -32,9 +33,12 @@ def run_inline(
     out: Path | None,
     preset: str,
     overrides: Mapping[str, Any],
+    force: bool = False,
     name: str | None = None,
 ) -> Job:
     """Make a job of the pictures, run its flow here and return the completed job.
+
+    What has been done before, with the same pictures, settings and weights, is not computed again without `force`.
 
     Raises what the flow raises: EngineError, StorageError or FlowError, each with one sentence; and
     KeyboardInterrupt, also on SIGTERM, after the job has been cancelled.
@@ -59,6 +63,8 @@ def run_inline(
             max_pixels=settings.max_pixels,
             name=name,
         )
+        if not force and reuse_twin(store, workspace, job, out=destination):
+            return store.get(job.id)
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             _run_flow(job, settings, destination)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,8 @@ from nst_engine.config import did_you_mean
 
 DEFAULT_HOME = Path("~/nst")
 
+Port = Annotated[int, Field(ge=1, le=65535)]
+
 
 class Settings(BaseSettings):
     """What a service is told once; a transfer's own settings are in its TransferConfig."""
@@ -29,6 +31,30 @@ class Settings(BaseSettings):
     home: Path = Field(DEFAULT_HOME, description="the folder of the service")
     max_megapixels: PositiveFloat = Field(100.0, description="larger pictures are refused before they are decoded")
     device: str = Field("auto", description="what computes: auto, cpu, gpu or gpu:N")
+    preset: str = Field("default", description="of a drop that names none")
+    settle_seconds: PositiveFloat = Field(2.0, description="a dropped file is ready when it stood still so long")
+    patience_seconds: PositiveFloat = Field(
+        60.0, description="a file that stands still but is no whole picture is taken for unfinished so long"
+    )
+    pair_timeout: PositiveFloat = Field(
+        3600.0, description="seconds after which a file without its partner is rejected"
+    )
+    rescan_seconds: PositiveFloat = Field(30.0, description="the inbox is looked through at least this often")
+    watcher: Literal["auto", "native", "polling"] = Field(
+        "auto", description="how changes are noticed: native, polling (network folders), or auto"
+    )
+    max_submitted: PositiveInt = Field(4, description="flow runs that are open at once, each a process")
+    burst: PositiveInt = Field(8, description="more waiting jobs than this become one flow run together")
+    bulk_at_once: PositiveInt = Field(3, description="jobs of one burst that are worked on at once")
+    chunk_seconds: PositiveFloat = Field(1.0, description="the GPU is free for another job or a cancel after so long")
+    checkpoint_seconds: PositiveFloat = Field(30.0, description="how often a running job is saved")
+    lease_seconds: PositiveFloat = Field(60.0, description="a job without a sign of life for so long is taken up again")
+    start_seconds: PositiveFloat = Field(60.0, description="a flow run that has not begun its job after so long is dead")
+    max_attempts: PositiveInt = Field(3, description="tries at a job whose worker, cluster or disk fails")
+    host: str = Field("127.0.0.1", description="the address that the service listens on")
+    prefect_port: Port = Field(4200, description="of Prefect's API and dashboard")
+    scheduler_port: Port = Field(8786, description="of the Dask scheduler")
+    scheduler: str | None = Field(None, description="the address of a Dask cluster to use instead of an own one")
 
     @property
     def max_pixels(self) -> int:

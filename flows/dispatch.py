@@ -1,0 +1,174 @@
+"""Hands pending jobs to Prefect, follows what becomes of them, and takes up again those whose worker is gone. The
+database and the files decide what is true; Prefect is asked and told, and may be away."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+from flows.errors import OrchestrationError
+from flows.reuse import reuse_twin
+from flows.runs import Runs, RunState
+from flows.settings import Settings
+from storage.errors import JobStateError, WorkspaceError
+from storage.jobs import JobStore, utc_now
+from storage.models import Job, JobState
+from storage.workspace import Workspace
+
+_BATCH: Final = 1000
+_BURST_ROOM: Final = 2
+"""Runs that must be free for a burst to take one: a single drop always finds one."""
+_SUBMISSIONS_PER_ATTEMPT: Final = 4
+
+logger = logging.getLogger("nst")
+
+
+class Dispatcher:
+    """The dispatcher of one service. `on_end` is told of every job that ended since the one before."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        workspace: Workspace,
+        settings: Settings,
+        runs: Runs,
+        *,
+        on_end: Callable[[Job], None],
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._store = store
+        self._workspace = workspace
+        self._settings = settings
+        self._runs = runs
+        self._on_end = on_end
+        self._clock = clock
+        self._told = clock()
+        self._start = timedelta(seconds=settings.start_seconds)
+
+    def cycle(self) -> None:
+        """Do all that can be done now; OrchestrationError, after the rest, when Prefect is away."""
+        self._reuse()
+        problems = []
+        for step in (self._recover, self._follow_submitted, self._submit):
+            try:
+                step()
+            except OrchestrationError as error:
+                problems.append(error)
+        self._tell()
+        if problems:
+            raise problems[0]
+
+    def _reuse(self) -> None:
+        for job in self._store.waiting(limit=_BATCH, now=self._clock()):
+            # Somebody may cancel it meanwhile.
+            with contextlib.suppress(JobStateError):
+                try:
+                    reuse_twin(self._store, self._workspace, job)
+                except WorkspaceError as error:
+                    self._store.fail(job.id, attempt=None, error=str(error))
+
+    def _recover(self) -> None:
+        """Jobs whose worker is dead, by its process on this machine or by a lease that has run out."""
+        dead = {job.id: job for job in self._store.held(socket.gethostname()) if not _alive(_pid(job))}
+        dead |= {job.id: job for job in self._store.overdue(self._clock())}
+        runs = set()
+        for job in dead.values():
+            last = job.attempts[-1]
+            # It may have ended by itself meanwhile, and so has its run then.
+            with contextlib.suppress(JobStateError):
+                self._end_attempt(job, f"The process {last.pid} on {last.host} that worked on it died.")
+                runs.add(last.flow_run_id)
+        for run_id in runs - {None}:
+            self._runs.mark_crashed(str(run_id), "Its process died; nst takes the job up again.")
+
+    def _end_attempt(self, job: Job, sentence: str) -> None:
+        if job.state is JobState.CANCELLING:
+            self._store.cancel(job.id, attempt=None)
+        elif len(job.attempts) - job.attempts_before_retry >= self._settings.max_attempts:
+            self._store.fail(
+                job.id, attempt=None, error=f"{sentence} That was attempt {len(job.attempts)}; `nst retry` tries again."
+            )
+        else:
+            logger.warning("%s: %s It goes on in another.", job.name, sentence)
+            self._store.release(job.id, error=sentence)
+
+    def _follow_submitted(self) -> None:
+        """Jobs that a run has but that have not begun: is there still a run that will begin them?"""
+        jobs = defaultdict[str, list[Job]](list)
+        for job in self._store.submitted():
+            jobs[str(job.flow_run_id)].append(job)
+        if not jobs:
+            return
+        now = self._clock()
+        for run_id, state in self._runs.states(jobs.keys()).items():
+            held = all(job.lease_until is not None and job.lease_until >= now for job in jobs[run_id])
+            match state:
+                case RunState.WAITING:
+                    self._store.extend_submission(run_id, lease_until=now + self._start)
+                case RunState.CANCELLED:
+                    for job in jobs[run_id]:
+                        with contextlib.suppress(JobStateError):
+                            self._store.ask_cancel(job.id)
+                case RunState.ENDED | RunState.MISSING:
+                    self._withdraw(jobs[run_id])
+                case RunState.STARTING | RunState.RUNNING if not held:
+                    self._runs.mark_crashed(run_id, "Its process died before it began the job.")
+                    self._withdraw(jobs[run_id])
+
+    def _withdraw(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            with contextlib.suppress(JobStateError):
+                if job.submission >= _SUBMISSIONS_PER_ATTEMPT * (len(job.attempts) + self._settings.max_attempts):
+                    self._store.fail(
+                        job.id,
+                        attempt=None,
+                        error=f"Its flow run ended {job.submission} times before it began; see logs/ in the home.",
+                    )
+                else:
+                    self._store.withdraw_submission(job.id)
+
+    def _submit(self) -> None:
+        """A few jobs become a run each, a burst becomes one; never more runs at once than max_submitted."""
+        waiting = [
+            job
+            for job in self._store.waiting(limit=_BATCH, now=self._clock())
+            # The same job is under way: its result will do.
+            if job.fingerprint is None or self._store.active_twin(job) is None
+        ]
+        room = self._settings.max_submitted - len(self._store.open_runs())
+        if len(waiting) > self._settings.burst and room >= min(_BURST_ROOM, self._settings.max_submitted):
+            run_id = self._runs.submit_burst(waiting)
+            self._note(waiting, run_id)
+        elif len(waiting) <= self._settings.burst:
+            for job in waiting[: max(room, 0)]:
+                self._note([job], self._runs.submit_job(job))
+
+    def _note(self, jobs: list[Job], run_id: str) -> None:
+        self._store.note_submission(
+            [job.id for job in jobs], flow_run_id=run_id, lease_until=self._clock() + self._start
+        )
+
+    def _tell(self) -> None:
+        for job in self._store.finished_after(self._told, limit=_BATCH):
+            self._on_end(job)
+            self._told = max(self._told, job.finished_at or self._told)
+
+
+def _pid(job: Job) -> int:
+    return job.attempts[-1].pid
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,43 @@
+"""What makes two jobs the same: the bytes of their pictures, every setting, and the weights they would be made with."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from nst_engine import weights
+from nst_engine.config import RANDOM_WEIGHTS, TransferConfig
+from storage.jobs import NewSource
+from storage.workspace import sha256_of
+
+
+def fingerprint(sources: Sequence[NewSource], config: TransferConfig) -> str:
+    """SHA-256 over the pictures' own SHA-256 with their roles in order, the whole config and the weights' identity.
+
+    Raises WeightsError when the config names a weight file that is not there.
+    """
+    document = {
+        "sources": [[source.role, source.sha256] for source in sources],
+        "config": config.model_dump(mode="json"),
+        "weights": _identity(config.weights),
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(choice: str) -> str:
+    if choice == RANDOM_WEIGHTS:
+        return RANDOM_WEIGHTS
+    found = weights.find(choice)
+    if found is None:
+        # Not fetched yet: it can only become the official file, whose MD5 is checked.
+        return weights.OFFICIAL_MD5
+    status = found.path.stat()
+    return _file_identity(found.path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _file_identity(path: Path, _size: int, _mtime_ns: int) -> str:
+    return sha256_of(path)

@@ -1,0 +1,56 @@
+"""What the commands of `nst` share: their options, and the settings and jobs of a home."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
+    from storage.jobs import JobStore
+
+Home = Annotated[Path | None, typer.Option("--home", help="The folder of the service [default: NST_HOME, else ~/nst].")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, gpu or gpu:N.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", help="The result folder, new or empty [default: one in the home's outbox]."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Compute again what has been done before.")]
+JobReference = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, the beginning of it, or its name.")]
+
+
+def settings_of(home: Path | None, *, device: str | None = None) -> Settings:
+    """The settings of the service at `home`."""
+    from flows.settings import load_settings
+
+    return load_settings(home=home, device=device)
+
+
+def store_of(settings: Settings) -> JobStore | None:
+    """The jobs of a home; None where there is no database yet, since looking makes none."""
+    from storage.database import open_database
+    from storage.jobs import JobStore
+    from storage.workspace import Workspace
+
+    path = Workspace(settings.home).database_path
+    return JobStore(open_database(path)) if path.exists() else None
+
+
+def existing_store(settings: Settings, job: str) -> JobStore:
+    """The jobs of a home for a command about one of them; JobNotFoundError where there is no database yet."""
+    from storage.errors import JobNotFoundError
+
+    store = store_of(settings)
+    if store is None:
+        raise JobNotFoundError(f"There is no job {job!r}: {settings.home} has no database yet.")
+    return store
+
+
+def print_json(value: object) -> None:
+    """Print a document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,72 @@
+"""A job that has been done before, with the same pictures, settings and weights, is not computed again: the result is
+published under the new name at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from flows.claim import copy_dropped_files
+from flows.report import LOSS_PLOT, RECORD, RESULT, job_document, plot_losses, result_document, result_files
+from nst_engine.errors import ImageError
+from nst_engine.images import decode
+from storage.errors import WorkspaceError
+from storage.jobs import JobStore
+from storage.models import Job
+from storage.workspace import Workspace
+
+
+def reuse_twin(store: JobStore, workspace: Workspace, job: Job, *, out: Path | None = None) -> bool:
+    """Complete a pending job with the result of a completed one of the same fingerprint; False where there is none.
+
+    The result goes to the folder `out`, else to one named after the job in the outbox. A twin whose result was
+    moved away, or no longer is a picture of its size, does not count. Raises WorkspaceError where the disk refuses,
+    JobStateError when the job is no longer pending.
+    """
+    twin = store.completed_twin(job.fingerprint) if job.fingerprint else None
+    if twin is None or not _is_whole(twin):
+        return False
+    folder = workspace.job_folder(job.id) / "result"
+    destination = out or store.reserve_result(job.id, workspace.candidates(job.name))
+    # A crash after publishing leaves only the database to be told.
+    if not (destination / RECORD).is_file():
+        try:
+            folder.mkdir(exist_ok=True)
+            _fill(store, workspace, job, twin, folder)
+        except OSError as error:
+            raise WorkspaceError(
+                f"The result of job {twin.id} cannot be copied to {folder} ({error}); drop the pictures again."
+            ) from error
+        workspace.publish(job.id, destination)
+    store.reuse(
+        job.id,
+        twin_id=twin.id,
+        result_folder=str(destination),
+        result_files=result_files(job),
+        rows=int(twin.result_rows or 0),
+        columns=int(twin.result_columns or 0),
+    )
+    workspace.discard(job.id)
+    return True
+
+
+def _is_whole(twin: Job) -> bool:
+    try:
+        found = decode(Path(str(twin.result_folder)) / RESULT)
+    except ImageError:
+        return False
+    return found.shape[:2] == (twin.result_rows, twin.result_columns)
+
+
+def _fill(store: JobStore, workspace: Workspace, job: Job, twin: Job, folder: Path) -> None:
+    losses = store.losses(twin.id)
+    shutil.copy2(Path(str(twin.result_folder)) / RESULT, folder / RESULT)
+    copy_dropped_files(job, workspace.job_folder(job.id), folder)
+    plot_losses(losses, folder / LOSS_PLOT, title=f"{job.name} ({job.preset}, weights {twin.weights_name})")
+    own = job_document(job)
+    document = result_document(twin, losses) | {
+        key: own[key] for key in ("id", "name", "preset", "sources", "created_at")
+    }
+    document["reused_from"] = twin.id
+    (folder / RECORD).write_text(f"{json.dumps(document, indent=2, ensure_ascii=False)}\n", encoding="utf-8")

@@ -1,0 +1,173 @@
+"""The service on one machine: Prefect server, Dask scheduler, GPU workers, flow worker and sensor, each a supervised
+process, stopped together. `nst up` runs them all, `nst worker` and `nst sensor` some."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from flows.lifeline import end_with_parent
+from flows.locks import only_one
+from flows.prefect_server import api_url, server_environment, wait_until_healthy
+from flows.settings import Settings
+from flows.supervisor import Part, Supervisor
+from storage.workspace import Workspace, check_writable
+
+SERVICE_LOCK: Final = "service.lock"
+SENSOR_LOCK: Final = "sensor.lock"
+README: Final = "README.txt"
+_SERVER_START_SECONDS: Final = 180.0
+_FLOW_WORKER_START_SECONDS: Final = 120.0
+
+
+def up(settings: Settings, *, as_json: bool, say: Callable[[str], None]) -> None:
+    """Run the whole service until SIGTERM or Ctrl-C. `say` tells the user where things are.
+
+    Raises ServiceError when another one runs for the same home, OrchestrationError when the Prefect server does
+    not start, StorageError when the home cannot be written to.
+    """
+    workspace = Workspace(settings.home)
+    check_writable(settings.home)
+    workspace.create()
+    write_readme(settings.home)
+    url = os.environ.get("PREFECT_API_URL")
+    api = url or api_url(settings.host, settings.prefect_port)
+    scheduler = settings.scheduler or f"tcp://{reachable(settings.host)}:{settings.scheduler_port}"
+    environment = {
+        "NST_HOME": str(settings.home),
+        "NST_SCHEDULER": scheduler,
+        "PREFECT_API_URL": api,
+        "PREFECT_HOME": str(settings.home / "prefect"),
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "DO_NOT_TRACK": "1",
+    }
+    parts = []
+    if url is None:
+        parts.append(_server(settings, api))
+    if settings.scheduler is None:
+        parts += [_scheduler(settings), *gpu_workers(settings, scheduler)]
+    parts += [_flow_worker(environment, api), _sensor(environment, as_json=as_json)]
+    with only_one(settings.home / SERVICE_LOCK, what="nst up"), _stopped_by_signals() as stop:
+        supervisor = Supervisor(parts, logs=settings.home / "logs", stop=stop)
+
+        def started() -> None:
+            say(f"Drop pictures into  {workspace.inbox}")
+            say(f"Results appear in   {workspace.outbox}")
+            say(f"Dashboard           {api.removesuffix('/api')}")
+            say("Ctrl-C stops the service; jobs go on when it is started again.")
+
+        supervisor.run(started=started)
+
+
+def work(settings: Settings, scheduler: str, *, logs: Path) -> None:
+    """Run this machine's GPU workers for the scheduler at `scheduler` until SIGTERM or Ctrl-C."""
+    with _stopped_by_signals() as stop:
+        Supervisor(gpu_workers(settings, scheduler), logs=logs, stop=stop).run(started=lambda: None)
+
+
+def sense(settings: Settings) -> None:
+    """Run the sensor in this process until SIGTERM or Ctrl-C."""
+    from flows.sensor import Sensor
+
+    end_with_parent()
+    with only_one(settings.home / SENSOR_LOCK, what="A sensor"), _stopped_by_signals() as stop:
+        sensor = Sensor(settings, stop=stop)
+
+        def wake() -> None:
+            stop.wait()
+            sensor.wake()
+
+        threading.Thread(target=wake, name="stop", daemon=True).start()
+        sensor.run()
+
+
+def gpu_workers(settings: Settings, scheduler: str) -> list[Part]:
+    """One worker a GPU, or one on the CPU, as the setting `device` says."""
+    command = [sys.executable, "-m", "flows.cluster", "worker", "--scheduler", scheduler]
+    gpus = _gpus() if settings.device == "auto" else []
+    if not gpus:
+        return [Part("gpu-worker", [*command, "--device", settings.device])]
+    return [Part(f"gpu-worker-{gpu}", [*command, "--device", "gpu:0"], {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus]
+
+
+def reachable(host: str) -> str:
+    """The address under which processes on this machine find one that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
+
+
+def write_readme(home: Path) -> None:
+    """Say in the home folder itself how to drop; a text that the user has changed stays."""
+    readme = home / README
+    if not readme.exists():
+        readme.write_text(Path(__file__).with_name("home_readme.txt").read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _server(settings: Settings, api: str) -> Part:
+    def ready(alive: Callable[[], bool]) -> None:
+        wait_until_healthy(api, timeout=_SERVER_START_SECONDS, alive=alive)
+
+    (settings.home / "prefect").mkdir(exist_ok=True)
+    host, port = settings.host, settings.prefect_port
+    return Part(
+        "prefect",
+        [sys.executable, "-m", "flows.prefect_server", "--host", host, "--port", str(port)],
+        server_environment(settings.home, host=host, port=port),
+        ready,
+    )
+
+
+def _scheduler(settings: Settings) -> Part:
+    place = ["--host", settings.host, "--port", str(settings.scheduler_port)]
+    return Part("scheduler", [sys.executable, "-m", "flows.cluster", "scheduler", *place])
+
+
+def _flow_worker(environment: dict[str, str], api: str) -> Part:
+    def ready(alive: Callable[[], bool]) -> None:
+        # It makes the deployments before anything else; the sensor needs them.
+        wait_until_healthy(api, path="deployments/name/bulk/bulk", timeout=_FLOW_WORKER_START_SECONDS, alive=alive)
+
+    return Part("flow-worker", [sys.executable, "-m", "flows.flow_worker"], environment)
+
+
+def _sensor(environment: dict[str, str], *, as_json: bool) -> Part:
+    command = [sys.executable, "-m", "flows.cli", "sensor", *(["--log-json"] if as_json else [])]
+    return Part("sensor", command, environment, speaks=True)
+
+
+def _gpus() -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, else all that the driver knows, by number or UUID."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu not in ("", "-1")]
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    listed = subprocess.run(  # noqa: S603
+        [command, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set."""
+    stop = threading.Event()
+
+    def set_stop(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    previous = {number: signal.signal(number, set_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
