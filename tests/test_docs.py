@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +23,7 @@ from nst_engine.config import TransferConfig
 from nst_engine.images import encode_png
 from nst_engine.presets import PRESETS
 from nst_engine.samples import content_sample, style_sample
+from tests.service_process import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,6 +32,8 @@ COMMANDS = [
     for block in re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     for line in block.splitlines()
 ]
+FOLDER_BLOCK = re.findall(r"^```console\n(nst up\n.*?)^```", README, re.MULTILINE | re.DOTALL)[0].splitlines()
+FOLDER_COMMANDS = {"up", "inbox", "status", "cancel", "retry", "worker", "sensor"}
 # What a run costs at full size is known from the benchmarks; its command line is what is tested here.
 SMALL = ["--rows", "32", "--iterations", "2", "--weights", "random", "--device", "cpu"]
 
@@ -74,6 +82,8 @@ def test_every_nst_command_of_the_readme_runs(user: dict[str, str], weight_file:
     commands = [command for command in COMMANDS if command.startswith("nst ")]
     assert {command.split()[1] for command in commands} == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     for command in commands:
+        if command.split()[1] in FOLDER_COMMANDS:
+            continue
         small = f"{command} {shlex.join(SMALL)}" if command.startswith("nst run") else command
         done = run(small, user, NST_VGG19_WEIGHTS=str(weight_file))
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -88,6 +98,74 @@ def test_every_nst_command_of_the_readme_runs(user: dict[str, str], weight_file:
         "loss.png",
         "job.json",
     }
+
+
+def test_the_readme_s_commands_of_the_folder_do_what_it_says(user: dict[str, str], weight_file: Path) -> None:
+    home = Path(user["HOME"]) / "nst"
+    more = {
+        "NST_VGG19_WEIGHTS": str(weight_file),
+        "NST_PREFECT_PORT": str(free_port()),
+        "NST_SCHEDULER_PORT": str(free_port()),
+        "NST_DEVICE": "cpu",
+    }
+    up, *rest = FOLDER_BLOCK
+    with staying(up, user, more, until="Dashboard"):
+        for command in rest:
+            if command.split()[1] in ("cancel", "retry"):
+                # People take longer to type than a job takes to begin, or to be cancelled.
+                wanted = {"cancel": ["pending", "running"], "retry": ["cancelled"]}[command.split()[1]]
+                wait_for_state(user, "lake", wanted)
+            done = run(os.path.expandvars(command.replace("~", user["HOME"])), user, **more)
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        wait_for_state(user, "lake", ["pending", "running"])
+        assert run("nst cancel lake", user, **more).returncode == 0
+        wait_for_state(user, "lake", ["cancelled"])
+    assert (home / "README.txt").is_file()
+    assert {path.name for path in (home / "logs").iterdir()} >= {"prefect.log", "sensor.log", "gpu-worker.log"}
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("nst worker", "GPU workers for the scheduler"), ("nst sensor", "Prefect's API does not answer")]
+)
+def test_the_parts_run_alone(command: str, said: str, user: dict[str, str]) -> None:
+    (line,) = [line for line in COMMANDS if line.startswith(command)]
+    with staying(line, user, {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}, until=said):
+        pass
+
+
+@contextmanager
+def staying(command: str, user: dict[str, str], more: dict[str, str], *, until: str) -> Iterator[None]:
+    """Run a command that stays until it is told to end, from when it says `until` for the length of the block."""
+    process = subprocess.Popen(
+        shlex.split(command),
+        env=user | more,
+        cwd=user["PWD"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if until in line:
+                break
+        else:
+            raise AssertionError("".join(said))
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, "".join([*said, rest])
+
+
+def wait_for_state(user: dict[str, str], name: str, states: list[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not any(
+        job["name"] == name and job["state"] in states for job in json.loads(run("nst jobs --json", user).stdout)
+    ):
+        assert time.monotonic() < deadline, f"{name} did not become {states}"
 
 
 def test_the_readme_s_table_of_options_is_that_of_nst_run() -> None:
@@ -113,7 +191,7 @@ def test_the_readme_names_every_setting_of_the_service() -> None:
     for name, field in Settings.model_fields.items():
         assert f"`NST_{name.upper()}`" in README
         default = field.default
-        assert f"{default:g}" if isinstance(default, float) else str(default) in README
+        assert default is None or (f"{default:g}" if isinstance(default, float) else str(default)) in README
 
 
 @pytest.mark.parametrize("name", ["iteration.md", "startup.md"])

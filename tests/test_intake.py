@@ -1,0 +1,757 @@
+"""From files in the inbox to jobs, on real files and a real database with a clock of the test's own; and that a crash
+between any two steps, or a disk that refuses, loses nothing and makes nothing twice."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import storage.workspace
+from flows.errors import InboxMissingError
+from flows.inbox import Waiting
+from flows.intake import Intake, Look
+from flows.settings import Settings
+from storage.database import Database, open_database
+from storage.jobs import JobStore, NewJob
+from storage.models import Job, JobState
+from storage.workspace import Workspace
+
+NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+
+
+def png(seed: int, *, rows: int = 20, columns: int = 20) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (columns, rows), (seed, 40, 200)).save(file, "png")
+    return file.getvalue()
+
+
+CONTENT, OTHER, STYLE, OTHER_STYLE = (png(seed) for seed in (1, 2, 3, 4))
+HALF = CONTENT[: len(CONTENT) // 2]
+TOML = b"rows = 64\n"
+BAD_TOML = b"rows = 64\niteration = 6\n"
+PAIR = {"lake_content.png": CONTENT, "lake_style.png": STYLE}
+
+Files = dict[str, bytes]
+
+
+class Place:
+    """A home with its own clock; `restart` is what a new process does."""
+
+    def __init__(self, home: Path, template: Path, **settings: Any) -> None:
+        self.workspace = Workspace(home)
+        self.workspace.create()
+        shutil.copy(template, self.workspace.database_path)
+        self.settings = Settings(home=home, **settings)
+        self.now = 100.0
+        self._database: Database | None = None
+        self.restart()
+
+    def restart(self, make_store: Callable[[Database], JobStore] = JobStore) -> None:
+        self.close()
+        self._database = open_database(self.workspace.database_path)
+        self.store = make_store(self._database)
+        self.heard: list[Job] = []
+        self.intake = Intake(
+            self.store, self.workspace, self.settings, clock=lambda: self.now, on_job=self.heard.append
+        )
+
+    def close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+
+    def drop(self, files: Files) -> None:
+        for name, data in files.items():
+            path = self.workspace.inbox / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def look(self, *, after: float = 0.0) -> Look:
+        self.now += after
+        return self.intake.look()
+
+    def settled_look(self) -> Look:
+        """Look, wait until everything has settled, look again."""
+        self.look()
+        return self.look(after=self.settings.settle_seconds)
+
+    @property
+    def inbox(self) -> Files:
+        return contents(self.workspace.inbox)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs, the oldest first."""
+        return self.store.recent(limit=5000)[::-1]
+
+    def work(self, job: Job) -> Files:
+        return contents(self.workspace.job_folder(job.id))
+
+
+def contents(folder: Path) -> Files:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database, made once."""
+    path = tmp_path_factory.mktemp("template") / "nst.db"
+    open_database(path).close()
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, template: Path) -> Iterator[Place]:
+    place = Place(tmp_path / "home", template)
+    yield place
+    place.close()
+
+
+@pytest.mark.parametrize(
+    ("dropped", "name", "work", "stays"),
+    [
+        pytest.param(
+            {**PAIR, "lake.toml": TOML},
+            "lake",
+            {"content.png": "lake_content.png", "style.png": "lake_style.png", "settings.toml": "lake.toml"},
+            set(),
+            id="a pair with settings",
+        ),
+        pytest.param(
+            {"trip/Lake-Content.PNG": CONTENT, "trip/LAKE.style.png": STYLE},
+            "Lake",
+            {"content.png": "trip/Lake-Content.PNG", "style.png": "trip/LAKE.style.png"},
+            set(),
+            id="a pair in a folder, case and separators as they come",
+        ),
+        pytest.param(
+            {"lake_style10.png": OTHER_STYLE, "lake_style2.png": STYLE, "lake_content.png": CONTENT},
+            "lake",
+            {"content.png": "lake_content.png", "style1.png": "lake_style2.png", "style2.png": "lake_style10.png"},
+            set(),
+            id="two styles by their numbers",
+        ),
+        pytest.param(
+            {
+                "trip/content.png": CONTENT,
+                "trip/style.png": STYLE,
+                "trip/settings.toml": TOML,
+                "trip/notes.txt": b"from the pier",
+                "trip/raw/content.png": OTHER,
+                "trip/job.json": b"{}",
+                "trip/raw/.DS_Store": b"junk",
+            },
+            "trip",
+            {
+                "content.png": "trip/content.png",
+                "style.png": "trip/style.png",
+                "settings.toml": "trip/settings.toml",
+                "notes.txt": "trip/notes.txt",
+                "raw_content.png": "trip/raw/content.png",
+                "job-2.json": "trip/job.json",
+            },
+            set(),
+            id="a folder with all that is in it",
+        ),
+        pytest.param(
+            {"swirls/style.png": STYLE, "swirls/settings.toml": TOML, "swirls/lake.png": CONTENT},
+            "lake_swirls",
+            {"content.png": "swirls/lake.png", "style.png": "swirls/style.png"},
+            {"swirls/style.png", "swirls/settings.toml"},
+            id="a picture in a style folder",
+        ),
+        pytest.param(
+            {os.fsdecode(b"caf\xe9_content.png"): CONTENT, os.fsdecode(b"caf\xe9_style.png"): STYLE},
+            "caf_",
+            {"content.png": os.fsdecode(b"caf\xe9_content.png"), "style.png": os.fsdecode(b"caf\xe9_style.png")},
+            set(),
+            id="names that are not UTF-8",
+        ),
+    ],
+)
+def test_a_settled_drop_is_a_pending_job_with_its_files(
+    place: Place, dropped: Files, name: str, work: dict[str, str], stays: set[str]
+) -> None:
+    place.drop(dropped)
+    assert place.look() == Look((), (), (), place.now + 2.0)
+    look = place.look(after=2.0)
+    (job,) = look.claimed
+    assert (look.rejected, look.waiting, place.heard) == ((), (), [job])
+    assert (job.name, job.state, job.preset, job.error) == (name, JobState.PENDING, "default", None)
+    assert place.work(job) == {held: dropped[original] for held, original in work.items()}
+    assert place.inbox == {path: dropped[path] for path in stays}
+    inbox = place.workspace.inbox
+    assert job.manifest == {
+        "moves": {str(inbox / path): held for held, path in work.items() if path not in stays},
+        "folder": str(inbox / "trip") if name == "trip" else None,
+        "rejected_to": None,
+    }
+    assert (inbox / "trip").exists() == (name == "Lake")
+    assert {source.file_name: (source.sha256, source.bytes, source.rows, source.columns) for source in job.sources} == {
+        held: (hashlib.sha256(dropped[path]).hexdigest(), len(dropped[path]), 20, 20)
+        for held, path in work.items()
+        if Path(held).stem.rstrip("12") in ("content", "style")
+    }
+    assert place.look() == Look((), (), (), float("inf"))
+    assert [each.id for each in place.jobs] == [job.id]
+
+
+def test_every_picture_of_a_style_folder_is_a_job(place: Place) -> None:
+    place.drop({"swirls/style.png": STYLE, "swirls/a.png": CONTENT, "swirls/b.png": OTHER})
+    assert [job.name for job in place.settled_look().claimed] == ["a_swirls", "b_swirls"]
+    place.drop({"swirls/c.png": CONTENT})
+    (job,) = place.settled_look().claimed
+    assert (job.name, place.work(job)) == ("c_swirls", {"content.png": CONTENT, "style.png": STYLE})
+    assert place.inbox == {"swirls/style.png": STYLE}
+
+
+def test_a_settings_file_says_what_the_job_is(place: Place) -> None:
+    settings = b'preset = "keras-2016"\nname = "Lake, evening"\npriority = 7\nforce = true\nrows = 64\n'
+    place.drop({**PAIR, "lake.toml": settings})
+    (job,) = place.settled_look().claimed
+    assert (job.name, job.preset, job.priority, job.fingerprint) == ("Lake_ evening", "keras-2016", 7, None)
+    assert (job.config["rows"], job.config["optimizer"]) == (64, "sgd")
+
+
+def test_a_drop_without_settings_has_the_preset_of_the_service(tmp_path: Path, template: Path) -> None:
+    place = Place(tmp_path / "home", template, preset="paper-fig4")
+    place.drop(PAIR)
+    (job,) = place.settled_look().claimed
+    assert (job.preset, job.priority) == ("paper-fig4", 0)
+    assert job.fingerprint is not None
+    place.close()
+
+
+@pytest.mark.parametrize(
+    ("dropped", "name", "settings", "rejected", "stays"),
+    [
+        pytest.param(
+            {**PAIR, "lake.toml": BAD_TOML},
+            "lake",
+            "lake.toml",
+            {"lake_content.png", "lake_style.png", "lake.toml"},
+            set(),
+            id="a pair",
+        ),
+        pytest.param(
+            {
+                "trip/content.png": CONTENT,
+                "trip/style.png": STYLE,
+                "trip/settings.toml": BAD_TOML,
+                "trip/a/b.txt": b"b",
+            },
+            "trip",
+            "trip/settings.toml",
+            {"trip/content.png", "trip/style.png", "trip/settings.toml", "trip/a/b.txt"},
+            set(),
+            id="a folder",
+        ),
+        pytest.param(
+            {"swirls/style.png": STYLE, "swirls/settings.toml": BAD_TOML, "swirls/lake.png": CONTENT},
+            "lake_swirls",
+            "swirls/settings.toml",
+            {"swirls/lake.png"},
+            {"swirls/style.png", "swirls/settings.toml"},
+            id="a picture in a style folder",
+        ),
+    ],
+)
+def test_a_bad_settings_file_rejects_the_drop_with_its_line_and_key(
+    place: Place, dropped: Files, name: str, settings: str, rejected: set[str], stays: set[str]
+) -> None:
+    place.drop(dropped)
+    (job,) = place.settled_look().rejected
+    folder = place.workspace.rejected / name
+    sentence = (
+        f"{place.workspace.inbox / settings}, line 2: iteration: there is no such setting; did you mean 'iterations'?"
+    )
+    assert (job.name, job.state, job.error, job.result_folder) == (name, JobState.REJECTED, sentence, str(folder))
+    assert contents(place.workspace.rejected) == {
+        f"{name}/{name}.reason.txt": f"{sentence}\n".encode(),
+        **{f"{name}/{Path(path).name}": dropped[path] for path in rejected},
+    }
+    assert place.inbox == {path: dropped[path] for path in stays}
+    assert (place.workspace.inbox / "trip").exists() is False
+    assert (place.heard, place.jobs[0].id, list(place.workspace.work.iterdir())) == ([job], job.id, [])
+
+
+def test_rejected_drops_of_one_name_are_kept_apart(place: Place) -> None:
+    for data in (CONTENT, OTHER):
+        place.drop({"lake_content.png": data, "lake_style.png": STYLE, "lake.toml": BAD_TOML})
+        place.settled_look()
+    rejected = contents(place.workspace.rejected)
+    assert (rejected["lake/lake_content.png"], rejected["lake-2/lake_content.png"]) == (CONTENT, OTHER)
+    assert {"lake/lake.reason.txt", "lake-2/lake-2.reason.txt"} < rejected.keys()
+
+
+def test_a_picture_that_is_too_narrow_is_rejected_at_once(place: Place) -> None:
+    place.drop({"lake_content.png": png(1, rows=1000, columns=20), "lake_style.png": STYLE})
+    (job,) = place.settled_look().rejected
+    assert job.error is not None
+    assert job.error.startswith(f"{place.workspace.inbox / 'lake_content.png'}: the picture is too narrow: ")
+
+
+def test_half_a_picture_may_be_finished_within_the_patience(place: Place) -> None:
+    place.drop({**PAIR, "lake_content.png": HALF})
+    began = place.now
+    look = place.settled_look()
+    (waiting,) = look.waiting
+    assert (look.claimed, look.rejected, look.next_look) == ((), (), began + 60.0)
+    assert waiting.path == Path("lake_content.png")
+    assert waiting.reason.startswith("lake_content.png")
+    assert waiting.reason.endswith("(it may still be written to)")
+    assert place.look(after=57.0).rejected == ()
+    place.drop({"lake_content.png": CONTENT})
+    (job,) = place.settled_look().claimed
+    assert place.work(job) == {"content.png": CONTENT, "style.png": STYLE}
+
+
+def test_half_a_picture_is_rejected_when_the_patience_is_at_its_end(place: Place) -> None:
+    place.drop({**PAIR, "lake_style.png": HALF})
+    place.look()
+    assert place.look(after=59.5).rejected == ()
+    (job,) = place.look(after=0.5).rejected
+    folder = place.workspace.rejected / "lake"
+    assert (job.state, place.inbox) == (JobState.REJECTED, {})
+    assert str(place.workspace.inbox / "lake_style.png") in str(job.error)
+    assert contents(folder) == {
+        "lake_content.png": CONTENT,
+        "lake_style.png": HALF,
+        "lake.reason.txt": f"{job.error}\n".encode(),
+    }
+
+
+def test_a_lone_file_waits_for_its_partner_and_is_rejected_at_last(place: Place) -> None:
+    place.drop({"lake_content.png": CONTENT})
+    reason = "lake_content.png waits for lake_style.*"
+    look = place.settled_look()
+    assert look == Look((), (), (Waiting(Path("lake_content.png"), reason),), place.now - 2.0 + 3600.0)
+    assert place.look(after=3597.5).rejected == ()
+    (job,) = place.look(after=0.5).rejected
+    sentence = f"{reason}. It waited for 3600 s."
+    assert (job.name, job.error) == ("lake_content", sentence)
+    assert contents(place.workspace.rejected) == {
+        "lake_content/lake_content.png": CONTENT,
+        "lake_content/lake_content.reason.txt": f"{sentence}\n".encode(),
+    }
+    assert place.inbox == {}
+
+
+def test_a_late_partner_makes_the_pair(place: Place) -> None:
+    place.drop({"lake_content.png": CONTENT})
+    place.settled_look()
+    place.look(after=3500.0)
+    place.drop({"lake_style.png": STYLE})
+    assert [job.name for job in place.settled_look().claimed] == ["lake"]
+
+
+def test_a_link_is_rejected_as_a_link_and_a_pipe_stays(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "precious.png").write_bytes(CONTENT)
+    (place.workspace.inbox / "lake_content.png").symlink_to(tmp_path / "precious.png")
+    (place.workspace.inbox / "nowhere.png").symlink_to("nothing")
+    os.mkfifo(place.workspace.inbox / "pipe")
+    assert [str(waiting.path) for waiting in place.settled_look().waiting] == [
+        "lake_content.png",
+        "nowhere.png",
+        "pipe",
+    ]
+    look = place.look(after=3600.0)
+    assert [job.name for job in look.rejected] == ["lake_content", "nowhere"]
+    assert [str(waiting.path) for waiting in look.waiting] == ["pipe"]
+    assert (place.workspace.rejected / "lake_content" / "lake_content.png").readlink() == tmp_path / "precious.png"
+    assert (place.workspace.rejected / "nowhere" / "nowhere.png").readlink() == Path("nothing")
+    assert (tmp_path / "precious.png").read_bytes() == CONTENT
+
+
+def test_a_drop_that_still_grows_is_left_alone(place: Place) -> None:
+    place.drop({**PAIR, "lake_content.png": HALF})
+    place.look()
+    place.drop({"lake_content.png": CONTENT})
+    assert place.look(after=1.9) == Look((), (), (), place.now + 2.0)
+    assert place.look(after=1.9).claimed == ()
+    assert [job.name for job in place.look(after=0.1).claimed] == ["lake"]
+
+
+def test_a_folder_is_taken_when_the_last_of_its_files_has_settled(place: Place) -> None:
+    place.drop({"trip/content.png": CONTENT, "trip/style.png": STYLE})
+    place.look()
+    place.drop({"trip/notes.txt": b"late"})
+    assert place.look(after=1.5) == Look((), (), (), place.now + 2.0)
+    (job,) = place.look(after=2.0).claimed
+    assert place.work(job) == {"content.png": CONTENT, "style.png": STYLE, "notes.txt": b"late"}
+
+
+@NOT_ROOT
+def test_a_folder_that_cannot_be_read_to_its_end_is_left_alone(place: Place) -> None:
+    place.drop({"trip/content.png": CONTENT, "trip/style.png": STYLE, "trip/more/notes.txt": b"n"})
+    (place.workspace.inbox / "trip" / "more").chmod(0)
+    try:
+        look = place.settled_look()
+    finally:
+        (place.workspace.inbox / "trip" / "more").chmod(0o755)
+    assert (look.claimed, [waiting.path for waiting in look.waiting]) == ((), [Path("trip/more")])
+    assert [job.name for job in place.settled_look().claimed] == ["trip"]
+
+
+def test_the_same_pair_under_another_name_is_a_job_with_the_same_fingerprint(place: Place) -> None:
+    place.drop({**PAIR, "sea_content.png": CONTENT, "sea_style.png": STYLE, "sky_content.png": OTHER})
+    place.drop({"sky_style.png": STYLE})
+    lake, sea, sky = place.settled_look().claimed
+    place.drop(PAIR)
+    (again,) = place.settled_look().claimed
+    assert [job.name for job in (lake, sea, sky, again)] == ["lake", "sea", "sky", "lake"]
+    assert lake.fingerprint == sea.fingerprint == again.fingerprint != sky.fingerprint
+    assert len({job.id for job in place.jobs}) == 4
+
+
+@pytest.mark.parametrize("preset", [pytest.param("typo", id="a preset that there is not")])
+def test_a_mistake_in_the_settings_of_the_service_rejects_nothing(tmp_path: Path, template: Path, preset: str) -> None:
+    place = Place(tmp_path / "home", template, preset=preset)
+    place.drop(PAIR)
+    look = place.settled_look()
+    assert (look.claimed, look.rejected, look.next_look) == ((), (), place.now + 2.0)
+    assert look.waiting == (Waiting(Path("lake_content.png"), "There is no preset 'typo'. 'nst presets' lists them."),)
+    place.settings = Settings(home=tmp_path / "home")
+    place.restart()
+    assert [job.name for job in place.settled_look().claimed] == ["lake"]
+    place.close()
+
+
+def test_a_missing_inbox_is_said(place: Place) -> None:
+    place.workspace.inbox.rmdir()
+    with pytest.raises(InboxMissingError):
+        place.look()
+
+
+class ChangingStore(JobStore):
+    """A store during whose first create() a file in the inbox is written to, as a user may at any moment."""
+
+    def __init__(self, database: Database, change: Callable[[], None]) -> None:
+        super().__init__(database)
+        self._change = change
+        self.changed = False
+
+    def create(self, new: NewJob) -> Job:
+        if not self.changed:
+            self.changed = True
+            self._change()
+        return super().create(new)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Put another file in its place, as rsync does."""
+    path.with_name(".new.part").write_bytes(data)
+    path.with_name(".new.part").rename(path)
+
+
+@pytest.mark.parametrize(
+    "write", [pytest.param(Path.write_bytes, id="written in place"), pytest.param(replace, id="another file")]
+)
+@pytest.mark.parametrize(
+    ("dropped", "changed", "held"),
+    [
+        pytest.param({**PAIR, "lake.toml": TOML}, "lake_content.png", "content.png", id="content of a pair"),
+        pytest.param(PAIR, "lake_style.png", "style.png", id="style of a pair"),
+        pytest.param(
+            {"trip/content.png": CONTENT, "trip/style.png": STYLE, "trip/a/b.txt": b"b"},
+            "trip/content.png",
+            "content.png",
+            id="content of a folder",
+        ),
+        pytest.param(
+            {"swirls/style.png": STYLE, "swirls/lake.png": CONTENT},
+            "swirls/style.png",
+            "style.png",
+            id="a style folder's",
+        ),
+    ],
+)
+def test_a_picture_that_is_overwritten_between_check_and_move_goes_back(
+    place: Place, dropped: Files, changed: str, held: str, write: Callable[[Path, bytes], object]
+) -> None:
+    place.restart(lambda database: ChangingStore(database, lambda: write(place.workspace.inbox / changed, OTHER)))
+    place.drop(dropped)
+    look = place.settled_look()
+    assert (look.claimed, look.rejected, place.jobs, place.heard) == ((), (), [], [])
+    assert look.next_look == place.now + 2.0
+    assert place.inbox == {**dropped, changed: OTHER}
+    assert list(place.workspace.work.iterdir()) == []
+    (job,) = place.settled_look().claimed
+    assert place.work(job)[held] == OTHER
+    assert {source.file_name: source.sha256 for source in job.sources}[held] == hashlib.sha256(OTHER).hexdigest()
+    assert len(place.jobs) == 1
+
+
+class CrashError(Exception):
+    """What ends the process in the middle of its work."""
+
+
+CRASH_POINTS = [
+    *((Workspace, name) for name in ("take", "copy_source", "put_back", "reject", "remove_dropped_folder", "discard")),
+    *((JobStore, name) for name in ("create", "make_pending", "reject", "forget")),
+    *((storage.workspace, name) for name in ("move_file", "copy_file", "write_text", "sync")),
+]
+
+
+def crash_at(patch: pytest.MonkeyPatch, number: int) -> list[str]:
+    """Let the call of that number, of all calls that change something, raise CrashError; returns the calls so far."""
+    calls: list[str] = []
+
+    def dying(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            calls.append(name)
+            if len(calls) == number:
+                raise CrashError(name)
+            return original(*arguments, **named)
+
+        return call
+
+    for owner, name in CRASH_POINTS:
+        patch.setattr(owner, name, dying(name, getattr(owner, name)))
+    return calls
+
+
+def whole_state(place: Place) -> Any:
+    """All files and jobs of a home; ids, which are random, as the job's position."""
+    ids = {job.id: f"job {number}" for number, job in enumerate(place.jobs)}
+    home = place.workspace.home
+    files = {}
+    for path in home.rglob("*"):
+        parts = [ids.get(part, part) for part in path.relative_to(home).parts]
+        if not parts[0].startswith("nst.db"):
+            files["/".join(parts)] = path.read_bytes() if path.is_file() else None
+    jobs = [
+        (
+            job.name,
+            job.state,
+            job.error,
+            job.result_folder,
+            job.fingerprint,
+            [(source.file_name, source.sha256) for source in job.sources],
+        )
+        for job in place.jobs
+    ]
+    return files, jobs
+
+
+@pytest.mark.parametrize(
+    ("dropped", "changed", "wait", "passed"),
+    [
+        pytest.param(
+            {**PAIR, "lake.toml": TOML}, None, 2.0, {"create", "take", "move_file", "sync", "make_pending"}, id="a pair"
+        ),
+        pytest.param(
+            {"trip/content.png": CONTENT, "trip/style.png": STYLE, "trip/a/b.txt": b"b"},
+            None,
+            2.0,
+            {"create", "take", "move_file", "remove_dropped_folder", "make_pending"},
+            id="a folder",
+        ),
+        pytest.param(
+            {"swirls/style.png": STYLE, "swirls/lake.png": CONTENT},
+            None,
+            2.0,
+            {"create", "copy_source", "copy_file", "take", "move_file", "make_pending"},
+            id="a picture in a style folder",
+        ),
+        pytest.param(
+            {**PAIR, "lake.toml": TOML},
+            "lake_style.png",
+            2.0,
+            {"create", "take", "put_back", "discard", "forget", "make_pending"},
+            id="a pair that is overwritten",
+        ),
+        pytest.param(
+            {"swirls/style.png": STYLE, "swirls/lake.png": CONTENT},
+            "swirls/style.png",
+            2.0,
+            {"create", "take", "put_back", "discard", "forget", "make_pending"},
+            id="a style folder whose style is overwritten",
+        ),
+        pytest.param(
+            {"trip/content.png": CONTENT, "trip/style.png": STYLE, "trip/settings.toml": BAD_TOML},
+            None,
+            2.0,
+            {"create", "reject", "move_file", "write_text", "remove_dropped_folder"},
+            id="a folder that is rejected",
+        ),
+        pytest.param(
+            {"lake_content.png": CONTENT},
+            None,
+            3600.0,
+            {"create", "reject", "move_file", "write_text"},
+            id="a lone file",
+        ),
+    ],
+)
+def test_a_crash_at_any_step_is_finished_and_not_repeated(
+    tmp_path: Path,
+    template: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dropped: Files,
+    changed: str | None,
+    wait: float,
+    passed: set[str],
+) -> None:
+    """What is there in the end is what is there without a crash: one job, each file in one place, bytes intact."""
+
+    def run(crash: int) -> tuple[bool, list[str], Any]:
+        home = tmp_path / "home"
+        shutil.rmtree(home, ignore_errors=True)
+        place = Place(home, template)
+        store: JobStore = place.store
+        if changed is not None:
+            place.restart(
+                lambda database: ChangingStore(database, lambda: replace(place.workspace.inbox / changed, OTHER))
+            )
+            store = place.store
+        place.drop(dropped)
+        place.look()
+        crashed = False
+        with monkeypatch.context() as patch:
+            calls = crash_at(patch, crash)
+            try:
+                place.look(after=wait)
+                place.look(after=2.0)
+                place.look(after=2.0)
+            except CrashError:
+                crashed = True
+        if isinstance(store, ChangingStore) and not store.changed:
+            replace(place.workspace.inbox / str(changed), OTHER)
+        place.restart()
+        place.look()
+        place.look(after=wait)
+        place.look(after=2.0)
+        state = whole_state(place)
+        place.close()
+        return crashed, calls, state
+
+    crashed, calls, wanted = run(0)
+    assert (crashed, passed - set(calls)) == (False, set())
+    assert [state for _, state, *_ in wanted[1]] == [JobState.REJECTED if "reject" in passed else JobState.PENDING]
+    crash = 1
+    while True:
+        crashed, calls, state = run(crash)
+        if not crashed:
+            break
+        assert state == wanted, f"after a crash before call {crash}, {calls[-1]}"
+        crash += 1
+    assert crash > len(passed)
+
+
+def test_a_disk_that_refuses_delays_the_job_and_makes_no_second(place: Place) -> None:
+    place.workspace.work.rmdir()
+    place.workspace.work.write_text("in the way")
+    place.drop({**PAIR, "swirls/style.png": STYLE, "swirls/a.png": CONTENT})
+    for look in (place.settled_look(), place.look(after=2.0), place.look(after=2.0)):
+        assert (look.claimed, look.rejected, len(look.waiting)) == ((), (), 2)
+    assert look.next_look == place.now + 2.0
+    assert all(str(place.workspace.work) in waiting.reason for waiting in look.waiting)
+    assert [(job.name, job.state) for job in place.jobs] == [
+        ("lake", JobState.CLAIMED),
+        ("a_swirls", JobState.CLAIMED),
+    ]
+    assert place.inbox == {**PAIR, "swirls/style.png": STYLE, "swirls/a.png": CONTENT}
+    claimed = [job.id for job in place.jobs]
+    place.workspace.work.unlink()
+    assert place.look(after=2.0).waiting == ()
+    assert [job.id for job in place.jobs] == claimed
+    assert [(job.name, job.state) for job in place.jobs] == [
+        ("lake", JobState.PENDING),
+        ("a_swirls", JobState.PENDING),
+    ]
+    assert [place.work(job) for job in place.jobs] == [{"content.png": CONTENT, "style.png": STYLE}] * 2
+    assert place.inbox == {"swirls/style.png": STYLE}
+
+
+def test_a_disk_that_refuses_rejections_delays_them(place: Place) -> None:
+    place.workspace.rejected.rmdir()
+    place.workspace.rejected.write_text("in the way")
+    place.drop({**PAIR, "lake.toml": BAD_TOML})
+    (place.workspace.inbox / "nowhere.png").symlink_to("nothing")
+    place.settled_look()
+    place.look(after=3600.0)
+    look = place.look(after=2.0)
+    assert (look.rejected, [str(waiting.path) for waiting in look.waiting]) == ((), ["lake", "nowhere"])
+    assert [job.state for job in place.jobs] == [JobState.CLAIMED] * 2
+    place.workspace.rejected.unlink()
+    place.look(after=2.0)
+    assert [(job.name, job.state) for job in place.jobs] == [
+        ("lake", JobState.REJECTED),
+        ("nowhere", JobState.REJECTED),
+    ]
+    assert contents(place.workspace.rejected).keys() == {
+        *(f"lake/{name}" for name in ("lake_content.png", "lake_style.png", "lake.toml", "lake.reason.txt")),
+        "nowhere/nowhere.reason.txt",
+    }
+    assert list(place.workspace.inbox.iterdir()) == []
+
+
+@pytest.fixture
+def stuck(place: Place) -> Place:
+    """A home with a pair and a picture in a style folder, both claimed, whose files could not be moved."""
+    place.workspace.work.rmdir()
+    place.workspace.work.write_text("in the way")
+    place.drop({**PAIR, "swirls/style.png": STYLE, "swirls/a.png": CONTENT})
+    place.settled_look()
+    assert [job.state for job in place.jobs] == [JobState.CLAIMED] * 2
+    return place
+
+
+def test_a_file_that_was_taken_away_before_the_claim_was_finished_fails_the_job(stuck: Place) -> None:
+    (stuck.workspace.inbox / "lake_style.png").unlink()
+    stuck.workspace.work.unlink()
+    stuck.look(after=2.0)
+    lake, swirls = stuck.jobs
+    assert (lake.state, swirls.state) == (JobState.FAILED, JobState.PENDING)
+    assert str(lake.error).startswith(f"{stuck.workspace.inbox / 'lake_style.png'} is gone and not in ")
+    assert stuck.inbox == {"lake_content.png": CONTENT, "swirls/style.png": STYLE}
+
+
+def test_files_that_were_overwritten_before_the_claim_was_finished_are_claimed_anew(stuck: Place) -> None:
+    before = {job.id for job in stuck.jobs}
+    stuck.drop({"lake_content.png": OTHER, "swirls/style.png": OTHER_STYLE})
+    stuck.workspace.work.unlink()
+    stuck.settled_look()
+    assert {job.id for job in stuck.jobs}.isdisjoint(before)
+    assert [(job.name, job.state, stuck.work(job)) for job in stuck.jobs] == [
+        ("lake", JobState.PENDING, {"content.png": OTHER, "style.png": STYLE}),
+        ("a_swirls", JobState.PENDING, {"content.png": CONTENT, "style.png": OTHER_STYLE}),
+    ]
+
+
+def test_a_content_whose_style_folder_lost_its_style_waits_in_the_inbox(stuck: Place) -> None:
+    (stuck.workspace.inbox / "swirls" / "style.png").unlink()
+    stuck.workspace.work.unlink()
+    look = stuck.look(after=2.0)
+    assert [(job.name, job.state) for job in stuck.jobs] == [("lake", JobState.PENDING)]
+    assert (stuck.inbox, [waiting.path for waiting in look.waiting]) == (
+        {"swirls/a.png": CONTENT},
+        [Path("swirls/a.png")],
+    )
+    stuck.drop({"swirls/style.png": OTHER_STYLE})
+    (job,) = stuck.settled_look().claimed
+    assert (job.name, stuck.work(job)) == ("a_swirls", {"content.png": CONTENT, "style.png": OTHER_STYLE})
+
+
+def test_a_thousand_pairs_at_once_are_a_thousand_jobs(place: Place) -> None:
+    for number in range(1000):
+        place.drop({f"{number:03}_content.png": CONTENT, f"{number:03}_style.png": STYLE})
+    place.look()
+    look = place.look(after=2.0)
+    assert [job.name for job in look.claimed] == [f"{number:03}" for number in range(1000)]
+    assert (look.rejected, look.waiting, look.next_look) == ((), (), float("inf"))
+    assert place.inbox == {}
+    assert {job.id: (job.name, job.state) for job in place.jobs} == {
+        job.id: (job.name, JobState.PENDING) for job in look.claimed
+    }
+    assert {path.name for path in place.workspace.work.iterdir()} == {job.id for job in look.claimed}
+    assert all(place.work(job) == {"content.png": CONTENT, "style.png": STYLE} for job in look.claimed)
+    assert place.look() == Look((), (), (), float("inf"))
