@@ -34,6 +34,9 @@ _CONFIG: Final = {
     # What each process serves over HTTP, to nobody here.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
+    # Dask waits twice as long before each attempt within this time, 30 s as shipped: a worker that is starting while
+    # its scheduler is away would notice it that late.
+    "distributed.comm.timeouts.connect": "5s",
     # Instead of what is shipped, which keeps NumPy to one thread and malloc from reusing large arrays.
     "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "warning"},
     # What costs time while nothing happens: as shipped an idle worker takes 5 % of a core.

@@ -176,7 +176,7 @@ class Conversation:
 
     def _then(self, client: Client, function: Any, *arguments: Any) -> _Piece:
         options = {"pure": False, "priority": self._priority, "retries": 0}
-        chunk = client.submit(function, *arguments, resources={gpu.GPU: 1}, **options)
+        chunk = client.submit(function, *arguments, self._priority, resources={gpu.GPU: 1}, **options)
         return _Piece(chunk, client.submit(gpu.report, chunk, **options))
 
     async def _wait_for_worker(self, client: Client) -> None:

@@ -24,6 +24,7 @@ from prefect.logging import get_run_logger
 
 from flows.progress import Progress
 from flows.report import LOSS_PLOT, RANDOM_REMARK, RESULT, used_settings
+from flows.runs import prefect_client
 from nst_engine.config import RANDOM_WEIGHTS
 from nst_engine.errors import ImageError
 from nst_engine.images import decode
@@ -180,6 +181,14 @@ def failure_report(job: Job, sentence: str) -> None:
     reason = f"<p><strong>{_text(sentence)}</strong></p>"
     page = _page(job, [reason, _settings(job), _attempts(job)])
     _publish(job, page, f"{_inline(job.name)}: failed")
+
+
+def publish_inbox(reasons: Sequence[str]) -> None:
+    """Show what waits in the inbox, and for what, on the page `inbox`; OrchestrationError when Prefect is away."""
+    lines = "".join(f"<li>{_text(reason)}</li>" for reason in reasons)
+    page = f"<ul>{lines}</ul>" if reasons else "Nothing waits."
+    with prefect_client():
+        create_markdown_artifact(page, key="inbox", description=f"{len(reasons)} files wait in the inbox")
 
 
 def _publish(job: Job, page: str, description: str) -> None:

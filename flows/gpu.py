@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from distributed import Worker, WorkerPlugin
+from distributed import Reschedule, Worker, WorkerPlugin
 
 from flows import chunks
 from flows.chunks import Chunk, Stretch
@@ -23,7 +25,32 @@ if TYPE_CHECKING:
 GPU: Final = "GPU"
 """The Dask resource that a worker has one of and that everything that computes takes."""
 
-_engines: Final = list["Engine"]()
+_HANDOVER_SECONDS: Final = 0.25
+
+
+class _Turns:
+    """Lets one job after another compute on the engine.
+
+    Dask sends a job's next chunk when it has heard that the last one is done, some hundredths of a second later.
+    Until then the engine is kept for it: else a waiting job of lower priority would get every second chunk.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._priority = 0.0
+        self._kept_until = 0.0
+
+    def take(self, priority: float, compute: Callable[[Engine], Chunk]) -> Chunk:
+        """The chunk that `compute` makes; Reschedule, which sends it back to the queue, when it is not its turn."""
+        if priority < self._priority and monotonic() < self._kept_until:
+            raise Reschedule
+        chunk = compute(self._engine)
+        self._priority = priority
+        self._kept_until = 0.0 if chunk.stretch.finished else monotonic() + _HANDOVER_SECONDS
+        return chunk
+
+
+_turns: Final = list[_Turns]()
 
 
 class EnginePlugin(WorkerPlugin):
@@ -40,7 +67,7 @@ class EnginePlugin(WorkerPlugin):
         from nst_engine.engine import Engine
 
         try:
-            _engines[:] = [Engine(self.device)]
+            _turns[:] = [_Turns(Engine(self.device))]
         except EngineError as error:
             # Dask would wrap it, lose its cause on the way to the nanny, and print three tracebacks.
             logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -48,25 +75,24 @@ class EnginePlugin(WorkerPlugin):
             raise
 
 
-def begin(config: TransferConfig, pictures: Pictures) -> Chunk:
+# Dask's submit() takes `priority=` for itself, so it is given by position here.
+
+
+def begin(config: TransferConfig, pictures: Pictures, priority: float) -> Chunk:
     """See `chunks.begin`."""
-    return chunks.begin(_engine(), config, pictures)
+    return _turns[0].take(priority, lambda engine: chunks.begin(engine, config, pictures))
 
 
-def resume(state: TransferState) -> Chunk:
+def resume(state: TransferState, priority: float) -> Chunk:
     """See `chunks.resume`."""
-    return chunks.resume(_engine(), state)
+    return _turns[0].take(priority, lambda engine: chunks.resume(engine, state))
 
 
-def advance(chunk: Chunk, seconds: float) -> Chunk:
+def advance(chunk: Chunk, seconds: float, priority: float) -> Chunk:
     """See `chunks.advance`."""
-    return chunks.advance(_engine(), chunk, seconds=seconds)
+    return _turns[0].take(priority, lambda engine: chunks.advance(engine, chunk, seconds=seconds))
 
 
 def report(chunk: Chunk) -> Stretch:
     """What is new in a chunk, without its state, which is large and stays here."""
     return chunk.stretch
-
-
-def _engine() -> Engine:
-    return _engines[0]

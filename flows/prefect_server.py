@@ -88,22 +88,23 @@ def api_url(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}/api" if ":" in reachable else f"http://{reachable}:{port}/api"
 
 
-def wait_until_healthy(url: str, *, timeout: float, alive: Callable[[], bool]) -> None:
-    """Return when the API at `url` (http://HOST:PORT/api) answers that it is healthy.
+def wait_until_healthy(url: str, *, timeout: float, alive: Callable[[], bool], path: str = "health") -> None:
+    """Return when the API at `url` (http://HOST:PORT/api) answers that it is healthy, or has what is at `path`.
 
-    Raises OrchestrationError when `alive()` says that the server's process has ended, or after `timeout` seconds.
+    Raises OrchestrationError when `alive()` says that the process that sees to that has ended, or after `timeout`
+    seconds.
     """
     deadline = time.monotonic() + timeout
     while alive():
-        if _healthy(f"{url}/health"):
+        if _healthy(f"{url}/{path}"):
             return
         if time.monotonic() >= deadline:
             raise OrchestrationError(
-                f"{url}: the Prefect server did not answer within {timeout:g} s; look at its log, or start again."
+                f"{url}/{path}: no answer within {timeout:g} s; look at the log files, or start again."
             )
         # An unready server offers no event to wait for.
         time.sleep(POLL_SECONDS)
-    raise OrchestrationError(f"{url}: the Prefect server ended while it started; look at its log for the reason.")
+    raise OrchestrationError(f"{url}/{path}: who was to answer ended while it started; look at the log files.")
 
 
 def _healthy(url: str) -> bool:

@@ -61,7 +61,6 @@ class Runs:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._deployments: dict[str, UUID] = {}
 
     def submit_job(self, job: Job) -> str:
         """Schedule a run of its own for the job; submitting the same submission again gives the same run."""
@@ -109,21 +108,15 @@ class Runs:
 
     def _submit(self, deployment: str, *, name: str, parameters: dict[str, object], tags: list[str], key: str) -> str:
         with prefect_client() as client:
-            if deployment not in self._deployments:
-                self._deployments[deployment] = client.read_deployment_by_name(deployment).id
-            try:
-                run = client.create_flow_run_from_deployment(
-                    self._deployments[deployment],
-                    name=name,
-                    parameters=parameters,
-                    tags=tags,
-                    idempotency_key=key,
-                    state=Scheduled(),
-                )
-            except ObjectNotFound:
-                # Prefect's database has been made anew, and the deployment with it.
-                del self._deployments[deployment]
-                raise
+            run = client.create_flow_run_from_deployment(
+                # Asked for each time: Prefect's database may have been made anew, and the deployments with it.
+                client.read_deployment_by_name(deployment).id,
+                name=name,
+                parameters=parameters,
+                tags=tags,
+                idempotency_key=key,
+                state=Scheduled(),
+            )
         return str(run.id)
 
 

@@ -16,6 +16,7 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
+from flows.dashboard import publish_inbox
 from flows.dispatch import Dispatcher
 from flows.errors import InboxMissingError, OrchestrationError
 from flows.intake import Intake, Look
@@ -181,12 +182,15 @@ class Sensor:
             thread.join()
 
     def _keep_dispatching(self, dispatcher: Dispatcher) -> None:
-        said = ""
+        said, shown = "", frozenset[str]()
         try:
             while not self._stop.is_set():
                 self._dispatch.clear()
                 try:
                     dispatcher.cycle()
+                    if (waiting := self._waiting) != shown:
+                        publish_inbox(sorted(waiting))
+                        shown = waiting
                 except (OrchestrationError, DatabaseError) as error:
                     if str(error) != said:
                         logger.warning("%s Jobs wait until it does.", error)

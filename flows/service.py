@@ -135,7 +135,7 @@ def _flow_worker(environment: dict[str, str], api: str) -> Part:
         # It makes the deployments before anything else; the sensor needs them.
         wait_until_healthy(api, path="deployments/name/bulk/bulk", timeout=_FLOW_WORKER_START_SECONDS, alive=alive)
 
-    return Part("flow-worker", [sys.executable, "-m", "flows.flow_worker"], environment)
+    return Part("flow-worker", [sys.executable, "-m", "flows.flow_worker"], environment, ready)
 
 
 def _sensor(environment: dict[str, str], *, as_json: bool) -> Part:

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     chunk_seconds: PositiveFloat = Field(1.0, description="the GPU is free for another job or a cancel after so long")
     checkpoint_seconds: PositiveFloat = Field(30.0, description="how often a running job is saved")
     lease_seconds: PositiveFloat = Field(60.0, description="a job without a sign of life for so long is taken up again")
-    start_seconds: PositiveFloat = Field(60.0, description="a flow run that has not begun its job after so long is dead")
+    start_seconds: PositiveFloat = Field(60.0, description="a flow run that did not begin its job for so long is dead")
     max_attempts: PositiveInt = Field(3, description="tries at a job whose worker, cluster or disk fails")
     host: str = Field("127.0.0.1", description="the address that the service listens on")
     prefect_port: Port = Field(4200, description="of Prefect's API and dashboard")

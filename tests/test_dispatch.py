@@ -1,5 +1,5 @@
-"""The dispatcher on a real Prefect API, whose runs nobody works on, and on a real database: which jobs are handed over, and
-what becomes of them when a run or a process ends in any way."""
+"""The dispatcher on a real Prefect API, whose runs nobody works on, and on a real database: which jobs are handed over,
+and what becomes of them when a run or a process ends in any way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -501,14 +501,13 @@ def test_without_prefect_jobs_wait_and_the_dead_are_still_found(
 ) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    running = [scene.running(name, pid=dead_pid) for name in ("a", "b")]
+    running = [scene.submitted(name) for name in ("a", "b")]
+    for job in running:
+        scene.start(job, pid=dead_pid)
     scene.pending("lake")
     with temporary_settings({PREFECT_API_URL: nobody_listens}):
-        for _ in range(2):
-            with pytest.raises(
-                OrchestrationError, match=r"^Prefect's API does not answer \(.+\); see logs/prefect.log"
-            ):
-                scene.cycle()
+        with pytest.raises(OrchestrationError, match=r"^Prefect's API does not answer \(.+\); see logs/prefect.log"):
+            scene.cycle()
         assert scene.handed_over() == {"a": None, "b": None, "lake": None}
         assert [scene.job(job.name).submission for job in running] == [2, 2]
     scene.cycle()
@@ -526,8 +525,6 @@ def test_deployments_that_were_made_anew_are_found(scene: Scene, tmp_path: Path)
         client.delete_deployment(client.read_deployment_by_name("stylize/stylize").id)
     ensure_deployments(tmp_path)
     scene.pending("after")
-    with pytest.raises(OrchestrationError):
-        scene.cycle()
     scene.cycle()
     assert scene.handed_over()["after"] is not None
 
@@ -540,5 +537,3 @@ def test_the_end_of_a_job_is_told_once_and_only_what_ends_from_now_on(scene: Sce
     scene.cycle()
     scene.cycle()
     assert scene.ended == ["after"]
-    assert scene.job("before").finished_at is not None
-    assert scene.clock().tzinfo is UTC

@@ -314,8 +314,8 @@ def test_taken_port_is_told_of_in_one_sentence() -> None:
 @pytest.mark.parametrize(
     ("alive", "message"),
     [
-        pytest.param(True, "the Prefect server did not answer within 0.3 s", id="silent"),
-        pytest.param(False, "the Prefect server ended while it started", id="dead"),
+        pytest.param(True, "no answer within 0.3 s", id="silent"),
+        pytest.param(False, "who was to answer ended while it started", id="dead"),
     ],
 )
 def test_waiting_for_no_server(alive: bool, message: str) -> None:

@@ -266,11 +266,17 @@ def test_status_and_inbox_say_what_is_going_on(service: Service) -> None:
     encode_png(content_of(10), service.workspace.inbox / "lonely_content.png")
     inbox = json.loads(service.command("inbox", "--json").stdout)
     assert inbox == [{"file": "lonely_content.png", "state": "lonely_content.png waits for lonely_style.*"}]
+    service.wait("the dashboard says so too", lambda: "lonely_style.*" in inbox_page(service))
     status = json.loads(service.command("status", "--json").stdout)
     assert status["process"] == service.process_id
     assert status["jobs"]["completed"] >= 1
     assert status["running"] == []
     (service.workspace.inbox / "lonely_content.png").unlink()
+
+
+def inbox_page(service: Service) -> str:
+    found: Any = service.api("POST", "artifacts/latest/filter", {"artifacts": {"key": {"any_": ["inbox"]}}})
+    return str(found[0]["data"]) if found else ""
 
 
 def test_it_stops_cleanly_and_leaves_no_process(service: Service) -> None:
