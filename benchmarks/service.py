@@ -70,7 +70,8 @@ def main() -> None:
         if not wanted:
             continue
         with tempfile.TemporaryDirectory() as home, running_service(Path(home), **SETTINGS) as service:
-            _warm_up(service)
+            # The first job of a service also pays for the engine's trace.
+            _alone(service, "first")
             for name in wanted:
                 print(f"\n{PARTS[name](service, options.idle_seconds)}", flush=True)
 
@@ -94,29 +95,27 @@ def _machine() -> str:
     )
 
 
-def _warm_up(service: Service) -> None:
-    # The first job of a service also pays for the engine's trace.
-    _completed(service, _drop(service, ["first"]))
-    _wait_until_idle(service)
-
-
 def _warmth(service: Service, _idle_seconds: float) -> str:
+    alone = _engine_seconds(service, _alone(service, "alone").id)
     jobs = _completed(service, _drop(service, [f"warm{number}" for number in range(WARM_JOBS)]))
     spans = sorted((_time(job.finished_at), _time(job.started_at)) for job in jobs)
     wall = _seconds(min(started for _, started in spans), spans[-1][0])
     engine = sum(_engine_seconds(service, job.id) for job in jobs)
     ahead = sum(started < before for (before, _), (_, started) in itertools.pairwise(spans))
-    processes = {job.attempts[-1].pid for job in jobs}
+    processes = len({job.attempts[-1].pid for job in jobs})
     _wait_until_idle(service)
     return _table(
-        f"A burst of {WARM_JOBS} pairs, dropped at once, in a service that has done one job before.",
-        ("", ""),
+        f"A burst of {WARM_JOBS} pairs, dropped at once. The same cores prepare and publish other jobs meanwhile, "
+        "which slows the engine down; so what a job costs beyond it is given in two ways.",
+        ("", "seconds"),
         [
-            ("from the first job's start to the last one's finish", f"{wall:.1f} s"),
-            ("seconds of the engine, all jobs", f"{engine:.1f} s"),
-            ("**seconds beyond the engine a job**", f"**{(wall - engine) / WARM_JOBS:.2f} s**"),
-            ("jobs that began before the one ahead of them had finished", f"{ahead} of {WARM_JOBS}"),
-            ("processes that they ran in", f"{len(processes)}"),
+            ("from the first job's start to the last one's finish", f"{wall:.1f}"),
+            ("of the engine, all jobs", f"{engine:.1f}"),
+            ("**beyond the engine, a job**", f"**{(wall - engine) / WARM_JOBS:.2f}**"),
+            ("of the engine, one job alone before", f"{alone:.2f}"),
+            ("**beyond the engine as it is alone, a job**", f"**{wall / WARM_JOBS - alone:.2f}**"),
+            ("jobs that began before the one ahead of them had finished", f"{ahead} of {WARM_JOBS} jobs"),
+            ("processes that they ran in", f"{processes} processes"),
         ],
     )
 
@@ -127,6 +126,12 @@ def _cold(service: Service, _idle_seconds: float) -> str:
     folder.mkdir()
     encode_png(content_sample(ROWS, ROWS * 5 // 4), folder / "content.png")
     encode_png(style_sample(ROWS, ROWS), folder / "style.png")
+    environment = {
+        **service.environment,
+        "PYTHONPATH": str(REPOSITORY),
+        "PREFECT_API_URL": f"http://127.0.0.1:{service.port}/api",
+        "PREFECT_HOME": str(service.home / "prefect"),
+    }
     whole, engine = [], []
     for _ in range(COLD_RUNS):
         settings = [f"--set={key}={value}" for key, value in _settings(ROWS, ITERATIONS).items()]
@@ -135,59 +140,50 @@ def _cold(service: Service, _idle_seconds: float) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "flows.cli", *command],
             cwd=folder,
-            env={
-                **service.environment,
-                "PYTHONPATH": str(REPOSITORY),
-                "PREFECT_API_URL": f"http://127.0.0.1:{service.port}/api",
-                "PREFECT_HOME": str(service.home / "prefect"),
-            },
+            env=environment,
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
         whole.append(time.perf_counter() - began)
         engine.append(_engine_seconds(service, json.loads(done.stdout)["id"]))
+    beyond = [seconds - own for seconds, own in zip(whole, engine, strict=True)]
     return _table(
-        f"A cold process a job: `nst run`, {COLD_RUNS} times, one after the other, on a Prefect server that runs. "
-        "The engine's seconds include its trace, which a warm one has.",
+        f"A cold process a job: `nst run`, {COLD_RUNS} times one after the other, on a Prefect server that runs. Its "
+        "engine seconds include the trace, which a warm engine has.",
         ("", "seconds: median (least to most)"),
         [
             ("the whole process", _spread(whole)),
             ("the engine", _spread(engine)),
-            (
-                "**beyond the engine**",
-                f"**{_spread([of_all - own for of_all, own in zip(whole, engine, strict=True)])}**",
-            ),
+            ("**beyond the engine**", f"**{_spread(beyond)}**"),
         ],
     )
 
 
 def _latency(service: Service, _idle_seconds: float) -> str:
-    steps: dict[str, list[float]] = {
-        "the job is recorded": [],
-        "its process has taken it up": [],
-        "it is in its phase optimise": [],
-        "its first loss is there": [],
-        "**the result is there**": [],
-        "seconds of the engine in this": [],
-    }
+    drops = []
     for number in range(DROPS):
         (name,) = _drop(service, [f"single{number}"])
         moved = utc_now()
-        optimised = _when(service, name, _in_phase("optimise"))
-        first_loss = _when(service, name, _has_loss)
+        optimised, first_loss = _when(service, name, _in_phase("optimise")), _when(service, name, _has_loss)
         (job,) = _completed(service, [name])
         moments = (_time(job.created_at), _time(job.started_at), optimised, first_loss, _time(job.finished_at))
-        found = [*(_seconds(moved, moment) for moment in moments), _engine_seconds(service, job.id)]
-        for seconds, one in zip(steps.values(), found, strict=True):
-            seconds.append(one)
+        drops.append([*(_seconds(moved, moment) for moment in moments), _engine_seconds(service, job.id)])
         _wait_until_idle(service)
+    steps = (
+        "until the job is recorded",
+        "until its process has taken it up",
+        "until its phase optimise",
+        "until its first loss",
+        "**until the result is there**",
+        "of the engine in this",
+    )
     return _table(
         f"A single drop into an idle service, {DROPS} times: seconds after its last file was moved into the inbox, "
-        f"where it has to lie still for {SETTINGS['settle_seconds']:g} s. The third and fourth are looked for 20 times "
+        f"where it has to lie still for {SETTINGS['settle_seconds']:g} s; phase and first loss are looked for 20 times "
         "a second.",
-        ("until", "seconds: median (least to most)"),
-        [(step, _spread(seconds)) for step, seconds in steps.items()],
+        ("", "seconds: median (least to most)"),
+        [(step, _spread(seconds)) for step, seconds in zip(steps, zip(*drops, strict=True), strict=True)],
     )
 
 
@@ -204,34 +200,34 @@ def _thousand(service: Service, _idle_seconds: float) -> str:
         seconds=PATIENCE_SECONDS,
     )
     created = [job.created_at for job in service.jobs() if job.name in set(names)]
-    seconds = _seconds(began, max(created))
     return _table(
         f"{THOUSAND} pairs of {THOUSAND_ROWS} rows with a settings file each ({len(files)} files) moved into the "
         "inbox at once; the service is stopped when they are recorded.",
-        ("seconds after the first file was moved", ""),
+        ("until", "seconds after the first file was moved"),
         [
-            ("the last file is moved", f"{_seconds(began, moved):.2f} s"),
-            ("the first job is recorded", f"{_seconds(began, min(created)):.1f} s"),
-            (f"**all {len(created)} jobs are recorded**", f"**{seconds:.1f} s**"),
+            ("the last file is moved", f"{_seconds(began, moved):.2f}"),
+            ("the first job is recorded", f"{_seconds(began, min(created)):.1f}"),
+            (f"**all {len(created)} jobs are recorded**", f"**{_seconds(began, max(created)):.1f}**"),
         ],
     )
 
 
 def _cancel(service: Service, _idle_seconds: float) -> str:
+    ways = (("command", "`nst cancel`", _cancel_by_command), ("api", "Prefect's API", _cancel_by_api))
     rows = []
-    for way, cancel in (("`nst cancel`", _cancel_by_command), ("Prefect's API", _cancel_by_api)):
+    for key, way, cancel in ways:
         cancelled, still = [], []
         for number in range(CANCELS):
-            job = _at_work(service, _drop(service, [f"alone-{cancel.__name__}-{number}"], iterations=LONG))
+            job = _at_work(service, _drop(service, [f"alone-{key}-{number}"], iterations=LONG))
             began = utc_now()
             cancel(service, job)
             still.append(_seconds(began, _still(service)))
             cancelled.append(_seconds(began, _cancelled_at(service, job)))
             _wait_until_idle(service)
         rows.append((f"{way}, a job alone", _spread(cancelled), _spread(still)))
-    for way, cancel in (("`nst cancel`", _cancel_by_command), ("Prefect's API", _cancel_by_api)):
-        # So many that there are always as many at work.
-        names = [f"burst-{cancel.__name__}-{number}" for number in range(LONG_AT_ONCE + CANCELS - 1)]
+    for key, way, cancel in ways:
+        # So many that always as many are at work.
+        names = [f"burst-{key}-{number}" for number in range(LONG_AT_ONCE + CANCELS - 1)]
         _drop(service, names, iterations=LONG)
         cancelled = []
         for _ in range(CANCELS):
@@ -242,14 +238,9 @@ def _cancel(service: Service, _idle_seconds: float) -> str:
         _end(service, names)
         rows.append((f"{way}, the job of a burst that has the GPU", _spread(cancelled), ""))
     return _table(
-        f"Cancelling a job in mid-work, {CANCELS} times each: seconds from the start of the command or request. A chunk "
-        f"takes {CHUNK_SECONDS:g} s; of a burst, {LONG_AT_ONCE} jobs are at work at once, and the next one has "
-        "the GPU at once.",
-        (
-            "",
-            "until the job is cancelled: median (least to most)",
-            "until the GPU worker stands still: median (least to most)",
-        ),
+        f"Cancelling a job in mid-work, {CANCELS} times each: seconds from the start of the command or request, median "
+        f"(least to most). A chunk takes {CHUNK_SECONDS:g} s; of a burst {LONG_AT_ONCE} jobs are at work at once.",
+        ("", "until the job is cancelled", "until the GPU worker stands still"),
         rows,
     )
 
@@ -258,19 +249,19 @@ def _overtake(service: Service, _idle_seconds: float) -> str:
     rows = [_overtaking(service, "an idle service")]
     names = _drop(service, [f"bulk{number}" for number in range(LONG_AT_ONCE)], iterations=LONG)
     _at_work(service, names)
-    rows.append(_overtaking(service, f"a burst of {LONG_AT_ONCE} long jobs at work"))
+    rows.append(_overtaking(service, f"a burst of {LONG_AT_ONCE} long jobs"))
     _end(service, names)
     return _table(
-        f"A drop of one iteration into bulk work, {OVERTAKES} times: seconds from its phase optimise, looked at 20 "
-        "times a second: the import of Dask and the connection, the wait for the GPU, its own work, the writing of "
-        f"its losses. A chunk of the bulk jobs takes {CHUNK_SECONDS:g} s; the last column is the most that "
-        "they can have computed in between, as loss points have no time of day.",
+        f"A drop of one iteration, {OVERTAKES} times each: seconds from the start of its phase optimise, looked at 20 "
+        "times a second, median (least to most). They hold the import of Dask, the wait for the GPU and its own work. "
+        f"A chunk of the bulk jobs takes {CHUNK_SECONDS:g} s; what they computed meanwhile is at most the last column, "
+        "since loss points have no time of day.",
         (
             "dropped into",
-            "until its first loss (iteration 0): median (least to most)",
-            "until the loss of iteration 1: median (least to most)",
-            "chunks until then, median",
-            "of these seconds not its own, median",
+            "until its first loss",
+            "until the loss of iteration 1",
+            "the same in chunks",
+            "the same without its own engine seconds",
         ),
         rows,
     )
@@ -282,13 +273,12 @@ def _overtaking(service: Service, where: str) -> tuple[str, ...]:
         (name,) = _drop(service, [f"one-into-{where.replace(' ', '-')}-{number}"], iterations=1)
         began = _when(service, name, _in_phase("optimise"))
         first.append(_seconds(began, _when(service, name, _has_loss)))
-        # Both losses are written when the optimisation ends, and then the next phase begins.
+        # The losses are written when the optimisation ends, and then the next phase begins.
         second.append(_seconds(began, _when(service, name, _in_phase("deprocess"))))
         (job,) = _completed(service, [name])
         others.append(second[-1] - _engine_seconds(service, job.id))
-        service.wait("its process has ended", lambda pid=job.attempts[-1].pid: not Path(f"/proc/{pid}").exists())
-    middle = statistics.median(second)
-    return where, _spread(first), _spread(second), f"{middle / CHUNK_SECONDS:.1f}", f"{statistics.median(others):.2f}"
+    chunks = [seconds / CHUNK_SECONDS for seconds in second]
+    return where, _spread(first), _spread(second), _spread(chunks), _spread(others)
 
 
 def _idle(service: Service, idle_seconds: float) -> str:
@@ -303,7 +293,7 @@ def _idle(service: Service, idle_seconds: float) -> str:
         "sensor": service.part("sensor"),
     }
     known = {pid for pids in parts.values() for pid in pids}
-    parts["others (multiprocessing's resource tracker)"] = [pid for pid in service.processes("") if pid not in known]
+    parts["other processes"] = [pid for pid in service.processes("") if pid not in known]
     before = {name: sum(map(_cpu_seconds, pids)) for name, pids in parts.items()}
     began = time.monotonic()
     time.sleep(idle_seconds)
@@ -360,21 +350,31 @@ def _move_in(service: Service, files: Sequence[Path]) -> None:
         file.rename(service.workspace.inbox / file.name)
 
 
+def _alone(service: Service, name: str) -> Job:
+    (job,) = _completed(service, _drop(service, [name]))
+    _wait_until_idle(service)
+    return job
+
+
 def _completed(service: Service, names: Sequence[str]) -> list[Job]:
-    """Wait until these jobs have ended, and see that each is completed."""
-    wanted = set(names)
+    """Wait until these jobs, the newest ones, are completed."""
 
-    def ended() -> list[Job]:
+    def look() -> list[Job]:
+        _require_no_failure(service)
         # The counts cost the machine next to nothing; the jobs themselves would.
-        if sum(service.store.counts()[state] for state in ENDED) < len(wanted):
+        if service.store.counts()[JobState.COMPLETED] < len(names):
             return []
-        jobs = [job for job in service.store.recent(limit=len(wanted)) if job.name in wanted and job.state in ENDED]
-        return jobs if len(jobs) == len(wanted) else []
+        jobs = service.store.recent(limit=len(names))
+        done = sorted(job.name for job in jobs if job.state is JobState.COMPLETED) == sorted(names)
+        return jobs if done else []
 
-    jobs = service.wait(f"{names[0]} and all with it ended", ended, seconds=PATIENCE_SECONDS)
-    if any(job.state is not JobState.COMPLETED for job in jobs):
-        raise AssertionError(f"Not all of {names[0]} and those with it completed.\n{service.report()}")
-    return jobs
+    return service.wait(f"{names[0]} and those with it are completed", look, seconds=PATIENCE_SECONDS)
+
+
+def _require_no_failure(service: Service) -> None:
+    counts = service.store.counts()
+    if counts[JobState.FAILED] or counts[JobState.REJECTED]:
+        raise AssertionError(f"A job has failed, which none should.\n{service.report()}")
 
 
 def _when(service: Service, name: str, condition: Callable[[Job], bool]) -> datetime:
@@ -382,6 +382,7 @@ def _when(service: Service, name: str, condition: Callable[[Job], bool]) -> date
 
     def look() -> datetime | None:
         newest = service.store.recent(limit=1)[0]
+        _require_no_failure(service)
         return utc_now() if newest.name == name and condition(newest) else None
 
     return _time(service.wait(f"{name} has got so far", look, seconds=PATIENCE_SECONDS))
@@ -401,6 +402,7 @@ def _at_work(service: Service, names: Sequence[str]) -> Job:
     """Wait until the oldest running one of these jobs, which goes first, is optimised; returns it."""
 
     def look() -> Job | None:
+        _require_no_failure(service)
         running = [job for job in service.store.recent(limit=100, state=JobState.RUNNING) if job.name in names]
         return running[-1] if running and _has_loss(running[-1]) else None
 
@@ -480,8 +482,8 @@ def _spread(seconds: Sequence[float]) -> str:
 
 
 def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(cells) for cells in (head, ["---"] * len(head), *rows)]
-    return "\n".join([caption, "", *(f"| {line} |" for line in lines)])
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([caption, "", lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 PARTS: dict[str, Callable[[Service, float], str]] = {

@@ -15,7 +15,7 @@ from typing import Final
 
 from flows.drop_settings import DropSettings
 from flows.fingerprint import fingerprint
-from flows.inbox import Drop, is_junk
+from flows.inbox import Drop, is_litter
 from nst_engine.config import TransferConfig
 from nst_engine.errors import ImageError
 from nst_engine.images import decode
@@ -215,7 +215,7 @@ def _finish(store: JobStore, workspace: Workspace, job: Job) -> bool:
     else:
         workspace.reject(manifest.moves, to=manifest.rejected_to, reason=str(job.error))
     if manifest.folder is not None:
-        workspace.remove_dropped_folder(manifest.folder, is_junk=is_junk)
+        workspace.remove_dropped_folder(manifest.folder, is_junk=is_litter)
     if manifest.rejected_to is None:
         store.make_pending(job.id)
     else:

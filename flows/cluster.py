@@ -69,6 +69,8 @@ async def run_worker(address: str, *, device: str, local_directory: str | None) 
         await _reachable(address)
         nanny = Nanny(
             address,
+            # The address of this machine on the scheduler's network: Dask's worker listens on all of them by itself.
+            host=get_ip(get_address_host(address)),
             nthreads=_ONE_FOR_THE_CHUNK_AND_ONE_FOR_REPORTS,
             resources={gpu.GPU: 1},
             plugins=(gpu.EnginePlugin(device),),

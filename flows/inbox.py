@@ -16,8 +16,11 @@ _INBOX: Final = Path()
 _SETTINGS_STEM: Final = "settings"
 _PICTURE_SUFFIXES: Final = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _JUNK_ENDS: Final = ("~", ".crdownload", ".download", ".filepart", ".part", ".partial", ".swp", ".temp", ".tmp")
-_JUNK_NAMES: Final = frozenset(
+_LITTER: Final = frozenset(
     {
+        ".directory",
+        ".ds_store",
+        ".localized",
         "$recycle.bin",
         "#recycle",
         "#snapshot",
@@ -96,7 +99,12 @@ class Assessment:
 def is_junk(name: str) -> bool:
     """Whether a file or folder of that name is hidden, half written, or some system's own."""
     name = name.casefold()
-    return name.startswith((".", "~")) or name.endswith(_JUNK_ENDS) or name in _JUNK_NAMES
+    return name.startswith((".", "~")) or name.endswith(_JUNK_ENDS) or name in _LITTER
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of that name is what systems leave in any folder: nobody's, and of no worth."""
+    return name.casefold() in _LITTER or name.startswith("._")
 
 
 def assess(entries: Iterable[Entry]) -> Assessment:

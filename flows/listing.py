@@ -67,19 +67,9 @@ class Settling:
                 known = before.get(entry.path)
                 self._since[entry.path] = known if known is not None and known[0] == state else (state, now)
 
-    def still_for(self, path: Path, *, now: float) -> float:
-        """Seconds for which the file has been unchanged; 0.0 for one never seen."""
-        return now - self._since[path][1] if path in self._since else 0.0
-
     def first_seen(self, path: Path) -> float:
         """When the file was first seen as it is now; raises KeyError for one that the last listing had not."""
         return self._since[path][1]
-
-    def next_change(self, *, settle_seconds: float, now: float) -> float | None:
-        """When the earliest of the files that are unsettled at `now` will be settled; None when all are."""
-        # The comparison is that of still_for(), so that rounding cannot make a file unsettled and yet not awaited.
-        unsettled = [since for _, since in self._since.values() if now - since < settle_seconds]
-        return min(unsettled) + settle_seconds if unsettled else None
 
 
 def _entries(inbox: Path, folder: Path) -> list[Entry]:

@@ -18,7 +18,7 @@ from watchdog.observers.api import BaseObserver
 
 from flows.dashboard import publish_inbox
 from flows.dispatch import Dispatcher
-from flows.errors import InboxMissingError, OrchestrationError
+from flows.errors import InboxMissingError, OrchestrationError, ServiceError
 from flows.intake import Intake, Look
 from flows.runs import Runs
 from flows.settings import Settings
@@ -126,9 +126,13 @@ class Sensor:
         self._dispatch = threading.Event()
         self._workspace = Workspace(settings.home)
         self._waiting: frozenset[str] = frozenset()
+        self._dispatcher_died = False
 
     def run(self) -> None:
-        """Look at the inbox and dispatch until told to stop. What fails meanwhile is logged and tried again."""
+        """Look at the inbox and dispatch until told to stop. What fails meanwhile is logged and tried again.
+
+        Raises ServiceError when the dispatcher has died of something unforeseen.
+        """
         self._workspace.create()
         with open_database(self._workspace.database_path) as database:
             store = JobStore(database)
@@ -141,6 +145,8 @@ class Sensor:
                         self._wait(self._look(intake), polls=watcher.polls)
                 finally:
                     watcher.close()
+        if self._dispatcher_died:
+            raise ServiceError("The sensor's dispatcher died of the error above; start the sensor again.")
 
     def wake(self) -> None:
         """Look at once; with `stop` set before, end at once."""
@@ -200,6 +206,7 @@ class Sensor:
                 self._dispatch.wait(_DISPATCH_SECONDS)
         finally:
             # A sensor that claims and never submits would go unnoticed; one that has ended is started again.
+            self._dispatcher_died = not self._stop.is_set()
             self._stop.set()
             self._wake.set()
 

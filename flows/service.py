@@ -68,10 +68,15 @@ def up(settings: Settings, *, as_json: bool, say: Callable[[str], None]) -> None
         supervisor.run(started=started)
 
 
-def work(settings: Settings, scheduler: str, *, logs: Path) -> None:
+def work(settings: Settings, scheduler: str, *, say: Callable[[str], None]) -> None:
     """Run this machine's GPU workers for the scheduler at `scheduler` until SIGTERM or Ctrl-C."""
+    workers = gpu_workers(settings, scheduler)
     with _stopped_by_signals() as stop:
-        Supervisor(gpu_workers(settings, scheduler), logs=logs, stop=stop).run(started=lambda: None)
+
+        def started() -> None:
+            say(f"{len(workers)} GPU workers for the scheduler at {scheduler}; Ctrl-C ends them.")
+
+        Supervisor(workers, logs=settings.home / "logs", stop=stop).run(started=started)
 
 
 def sense(settings: Settings) -> None:

@@ -53,8 +53,7 @@ def worker(home: Home = None, scheduler: Scheduler = None, device: Device = None
     logger = speak(as_json=log_json)
     settings = settings_of(home, device=device)
     address = scheduler or settings.scheduler or f"tcp://{reachable(settings.host)}:{settings.scheduler_port}"
-    logger.info("GPU workers for the scheduler at %s; Ctrl-C ends them.", address)
-    work(settings, address, logs=settings.home / "logs")
+    work(settings, address, say=logger.info)
 
 
 def inbox(home: Home = None, as_json: Json = False) -> None:

@@ -1,4 +1,4 @@
-"""Bursts: many drops as one run, cancelled one by one, overtaken by a single drop, and their GPU freed when they die."""
+"""Bursts: many drops as one run, cancelled one by one, overtaken by a single drop, their GPU freed when they die."""
 
 from __future__ import annotations
 

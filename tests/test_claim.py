@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from flows.claim import claim
+from flows.claim import CheckedPicture, claim
 from nst_engine.config import TransferConfig
-from nst_engine.images import MAX_PIXELS
+from nst_engine.errors import ImageError
+from nst_engine.images import MAX_PIXELS, encode_png
 from storage.database import open_database
 from storage.errors import WorkspaceError
-from storage.jobs import JobStore
+from storage.jobs import JobStore, utc_now
 from storage.models import Job, JobState
 from storage.workspace import Workspace
 
@@ -64,3 +68,84 @@ def test_copies_that_cannot_be_made_fail_the_job_and_leave_the_pictures(
     assert str(content_file) in str(caught.value)
     assert content_file.exists()
     assert style_file.exists()
+
+
+def test_styles_are_numbered_and_the_job_is_called_as_told(
+    tmp_path: Path, content_file: Path, style_file: Path
+) -> None:
+    home = tmp_path / "home"
+    Workspace(home).create()
+    with open_database(home / "nst.db") as database:
+        job = claim(
+            JobStore(database),
+            Workspace(home),
+            content=content_file,
+            styles=[style_file, content_file],
+            preset="default",
+            config=TransferConfig(),
+            max_pixels=MAX_PIXELS,
+            name="a/b",
+        )
+    assert job.name == "a_b"
+    assert {path.name: path.read_bytes() for path in (home / "work" / job.id).iterdir()} == {
+        "content.png": content_file.read_bytes(),
+        "style1.png": style_file.read_bytes(),
+        "style2.png": content_file.read_bytes(),
+    }
+    assert [(source.role, source.position, source.file_name) for source in job.sources] == [
+        ("content", 0, "content.png"),
+        ("style", 0, "style1.png"),
+        ("style", 1, "style2.png"),
+    ]
+
+
+def test_the_same_pair_again_is_a_job_of_its_own_with_the_same_fingerprint(
+    tmp_path: Path, content_file: Path, style_file: Path
+) -> None:
+    home = tmp_path / "home"
+    Workspace(home).create()
+    with open_database(home / "nst.db") as database:
+        store = JobStore(database)
+        first, second, other = (
+            claim_pair(store, home, *pair)
+            for pair in ((content_file, style_file), (content_file, style_file), (style_file, content_file))
+        )
+        assert store.waiting(limit=10, now=utc_now()) == []
+    assert len({first.id, second.id, other.id}) == 3
+    assert first.fingerprint == second.fingerprint != other.fingerprint
+    # It is this process that runs it, not the service.
+    assert first.lease_until is not None
+    assert first.lease_until > utc_now()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:99]), "{path}", id="half a picture"),
+        pytest.param(
+            lambda path: encode_png(np.zeros((1000, 20, 3), np.uint8), path),
+            "{path}: the picture is too narrow",
+            id="too narrow",
+        ),
+    ],
+)
+def test_a_picture_that_is_not_usable_makes_no_job(
+    tmp_path: Path, content_file: Path, style_file: Path, spoil: Callable[[Path], object], sentence: str
+) -> None:
+    home = tmp_path / "home"
+    Workspace(home).create()
+    spoil(content_file)
+    with open_database(home / "nst.db") as database:
+        store = JobStore(database)
+        with pytest.raises(ImageError) as caught:
+            claim_pair(store, home, content_file, style_file)
+        assert store.recent(limit=10) == []
+    assert str(caught.value).startswith(sentence.format(path=content_file))
+    assert list((home / "work").iterdir()) == []
+
+
+def test_a_checked_picture_is_known_by_its_bytes(content_file: Path) -> None:
+    data = content_file.read_bytes()
+    assert CheckedPicture.of(content_file, max_pixels=MAX_PIXELS) == CheckedPicture(
+        rows=96, columns=128, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+    )

@@ -84,10 +84,9 @@ def test_a_worker_without_its_device_says_so_and_ends(processes: ClusterProcesse
     processes.start_scheduler()
     worker = processes.start_worker(device="gpu:7")
     assert worker.wait() == 1
-    assert processes.printed(worker).splitlines() == [
-        "There is no device 'gpu:7' here; this machine has cpu ('nst doctor' tells more).",
-        "The GPU worker's process could not start.",
-    ]
+    why, what = processes.printed(worker).splitlines()
+    assert why.startswith("There is no device 'gpu:7' here; this machine has ")
+    assert what == "The GPU worker's process could not start."
 
 
 def test_a_scheduler_whose_port_is_taken_says_so_and_ends(processes: ClusterProcesses) -> None:

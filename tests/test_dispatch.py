@@ -115,7 +115,9 @@ class Scene:
         self.store.start_attempt(job.id, host=host, pid=pid, lease_until=lease, flow_run_id=job.flow_run_id)
 
     def job(self, name: str) -> Job:
-        return self.store.find(name)
+        """The one job of that name; a short name may also be how another job's id begins."""
+        (found,) = (job for job in self.store.recent(limit=100) if job.name == name)
+        return found
 
     def handed_over(self) -> dict[str, str | None]:
         """The run of each job, by name."""

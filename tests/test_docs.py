@@ -125,7 +125,8 @@ def test_the_readme_s_commands_of_the_folder_do_what_it_says(user: dict[str, str
 
 
 @pytest.mark.parametrize(
-    ("command", "said"), [("nst worker", "GPU workers for the scheduler"), ("nst sensor", "Prefect's API does not answer")]
+    ("command", "said"),
+    [("nst worker", "GPU workers for the scheduler"), ("nst sensor", "Prefect's API does not answer")],
 )
 def test_the_parts_run_alone(command: str, said: str, user: dict[str, str]) -> None:
     (line,) = [line for line in COMMANDS if line.startswith(command)]

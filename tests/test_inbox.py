@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.inbox import Assessment, Drop, Entry, Waiting, assess, is_junk
+from flows.inbox import Assessment, Drop, Entry, Waiting, assess, is_junk, is_litter
 
 STRAY = "is not part of a pair; name it NAME_content.EXT or NAME_style.EXT, or see README.txt in the home folder"
 FOLDER = "waits: put it into a folder of its own together with its"
@@ -550,3 +550,14 @@ def test_every_file_is_taken_or_waits_or_is_at_home(kinds: dict[str, Any], seed:
         assert set(drop.files) <= files
         assert set(drop.files) - set(drop.taken) <= home
     assert all(each.reason.startswith(f"{each.path} ") for each in found.waiting)
+
+
+@pytest.mark.parametrize("name", ["Thumbs.db", ".DS_Store", "._photo.jpg", "@eaDir", "desktop.ini"])
+def test_what_systems_leave_is_litter(name: str) -> None:
+    assert is_litter(name)
+    assert is_junk(name)
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.jpg.part", ".hidden", "~lock", "upload.crdownload"])
+def test_what_may_be_somebody_s_is_no_litter(name: str) -> None:
+    assert not is_litter(name)

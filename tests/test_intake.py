@@ -433,7 +433,7 @@ def test_a_missing_inbox_is_said(place: Place) -> None:
 class ChangingStore(JobStore):
     """A store during whose first create() a file in the inbox is written to, as a user may at any moment."""
 
-    def __init__(self, database: Database, change: Callable[[], None]) -> None:
+    def __init__(self, database: Database, change: Callable[[], object]) -> None:
         super().__init__(database)
         self._change = change
         self.changed = False

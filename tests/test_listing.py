@@ -9,8 +9,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from flows.errors import InboxMissingError
 from flows.inbox import Entry
@@ -203,9 +201,9 @@ A = Path("a.jpg")
 def test_a_file_stands_still_since_it_was_first_seen_unchanged() -> None:
     settling = Settling()
     settling.observe([entry("a.jpg")], now=10.0)
-    assert (settling.first_seen(A), settling.still_for(A, now=10.0)) == (10.0, 0.0)
+    assert settling.first_seen(A) == 10.0
     settling.observe([entry("a.jpg"), entry("b.jpg")], now=12.5)
-    assert (settling.first_seen(A), settling.still_for(A, now=13.0)) == (10.0, 3.0)
+    assert settling.first_seen(A) == 10.0
     assert settling.first_seen(Path("b.jpg")) == 12.5
 
 
@@ -230,39 +228,16 @@ def test_a_file_that_went_is_forgotten() -> None:
     settling = Settling()
     settling.observe([entry("a.jpg")], now=10.0)
     settling.observe([], now=11.0)
-    assert settling.still_for(A, now=11.0) == 0.0
-    assert settling.next_change(settle_seconds=2.0, now=11.0) is None
     with pytest.raises(KeyError):
         settling.first_seen(A)
     settling.observe([entry("a.jpg")], now=12.0)
     assert settling.first_seen(A) == 12.0
 
 
-def test_the_next_change_is_when_the_first_unsettled_file_settles() -> None:
-    settling = Settling()
-    settling.observe([entry("a.jpg"), entry("trip", kind="folder")], now=10.0)
-    settling.observe([entry("a.jpg"), entry("b.jpg"), entry("trip", kind="folder", mtime_ns=2)], now=11.0)
-    times = [settling.next_change(settle_seconds=2.0, now=now) for now in (11.0, 11.9, 12.0, 12.9, 13.0)]
-    assert times == [12.0, 12.0, 13.0, 13.0, None]
-
-
 def test_links_that_wait_have_a_time_too() -> None:
     settling = Settling()
     settling.observe([entry("a.jpg", kind="link")], now=10.0)
     assert settling.first_seen(A) == 10.0
-
-
-@settings(deadline=None)
-@given(since=st.floats(0, 1e7), settle=st.floats(0.1, 60))
-def test_a_file_is_settled_soon_after_the_time_named_for_it(since: float, settle: float) -> None:
-    settling = Settling()
-    settling.observe([entry("a.jpg")], now=since)
-    when = settling.next_change(settle_seconds=settle, now=since)
-    assert when is not None
-    for now in (when, when + 1e-6):
-        settled = settling.still_for(A, now=now) >= settle
-        assert settled == (settling.next_change(settle_seconds=settle, now=now) is None)
-    assert settled
 
 
 def test_a_file_written_to_is_seen_to_change(inbox: Path) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from nst_engine.config import TransferConfig
 from nst_engine.errors import ImageError
 from nst_engine.images import deprocess, display_range
-from nst_engine.pictures import Pictures, fit_pictures, initial_picture
+from nst_engine.pictures import Pictures, content_size, fit_pictures, initial_picture, style_size
 
 
 def blank(rows: int, columns: int) -> NDArray[np.uint8]:
@@ -23,35 +23,67 @@ def config(**settings: Any) -> TransferConfig:
 WIDE, TALL = (60, 120), (120, 60)
 
 
-@pytest.mark.parametrize(
-    ("settings", "content", "style", "content_size", "style_size"),
-    [
-        pytest.param({"rows": 40, "style_fit": "stretch"}, WIDE, TALL, (40, 80), (40, 80), id="stretch, wide"),
-        pytest.param({"rows": 40, "style_fit": "stretch"}, TALL, WIDE, (40, 20), (40, 20), id="stretch, tall"),
-        pytest.param({"rows": 40, "style_fit": "area"}, WIDE, TALL, (40, 80), (80, 40), id="area, wide"),
-        pytest.param({"rows": 60, "style_fit": "area"}, TALL, WIDE, (60, 30), (30, 60), id="area, tall"),
-        pytest.param({"rows": 40, "style_fit": "edge"}, WIDE, TALL, (40, 80), (40, 20), id="edge by rows, wide"),
-        pytest.param({"rows": 40, "style_fit": "edge"}, TALL, WIDE, (40, 20), (40, 80), id="edge by rows, tall"),
-        pytest.param(
-            {"long_edge": 80, "style_fit": "edge"}, WIDE, TALL, (40, 80), (80, 40), id="edge by long edge, wide"
-        ),
-        pytest.param(
-            {"long_edge": 80, "style_fit": "edge"}, TALL, WIDE, (80, 40), (40, 80), id="edge by long edge, tall"
-        ),
-        pytest.param({"long_edge": 80, "style_fit": "area"}, WIDE, (90, 90), (40, 80), (57, 57), id="area, square"),
-    ],
-)
+FITS = [
+    pytest.param({"rows": 40, "style_fit": "stretch"}, WIDE, TALL, (40, 80), (40, 80), id="stretch, wide"),
+    pytest.param({"rows": 40, "style_fit": "stretch"}, TALL, WIDE, (40, 20), (40, 20), id="stretch, tall"),
+    pytest.param({"rows": 40, "style_fit": "area"}, WIDE, TALL, (40, 80), (80, 40), id="area, wide"),
+    pytest.param({"rows": 60, "style_fit": "area"}, TALL, WIDE, (60, 30), (30, 60), id="area, tall"),
+    pytest.param({"rows": 40, "style_fit": "edge"}, WIDE, TALL, (40, 80), (40, 20), id="edge by rows, wide"),
+    pytest.param({"rows": 40, "style_fit": "edge"}, TALL, WIDE, (40, 20), (40, 80), id="edge by rows, tall"),
+    pytest.param({"long_edge": 80, "style_fit": "edge"}, WIDE, TALL, (40, 80), (80, 40), id="edge by long edge, wide"),
+    pytest.param({"long_edge": 80, "style_fit": "edge"}, TALL, WIDE, (80, 40), (40, 80), id="edge by long edge, tall"),
+    pytest.param({"long_edge": 80, "style_fit": "area"}, WIDE, (90, 90), (40, 80), (57, 57), id="area, square"),
+]
+fits = pytest.mark.parametrize(("settings", "content", "style", "content_fit", "style_fit"), FITS)
+
+
+@fits
 def test_fit(
     settings: dict[str, Any],
     content: tuple[int, int],
     style: tuple[int, int],
-    content_size: tuple[int, int],
-    style_size: tuple[int, int],
+    content_fit: tuple[int, int],
+    style_fit: tuple[int, int],
 ) -> None:
     pictures = fit_pictures(config(**settings), blank(*content), [blank(*style), blank(*content)])
-    assert pictures.content.shape == (*content_size, 3)
-    assert pictures.styles[0].shape == (*style_size, 3)
-    assert pictures.styles[1].shape == (*content_size, 3)
+    assert pictures.content.shape == (*content_fit, 3)
+    assert pictures.styles[0].shape == (*style_fit, 3)
+    assert pictures.styles[1].shape == (*content_fit, 3)
+
+
+@fits
+def test_the_sizes_are_known_without_the_pictures(
+    settings: dict[str, Any],
+    content: tuple[int, int],
+    style: tuple[int, int],
+    content_fit: tuple[int, int],
+    style_fit: tuple[int, int],
+) -> None:
+    assert content_size(config(**settings), content) == content_fit
+    assert style_size(config(**settings), style, content=content_fit) == style_fit
+
+
+@pytest.mark.parametrize(
+    ("style_fit", "refused"),
+    [
+        pytest.param("area", True, id="area"),
+        pytest.param("edge", True, id="edge"),
+        pytest.param("stretch", False, id="stretch"),
+    ],
+)
+def test_the_size_of_a_style_that_would_be_too_narrow(style_fit: str, refused: bool) -> None:
+    """Only one that is stretched to the content's shape can have any shape."""
+    narrow, size = (400, 10), (48, 64)
+    if refused:
+        with pytest.raises(ImageError, match=r"^the picture is too narrow: 400 x 10 pixels"):
+            style_size(config(rows=48, style_fit=style_fit), narrow, content=size)
+    else:
+        assert style_size(config(rows=48, style_fit=style_fit), narrow, content=size) == size
+
+
+def test_the_size_of_a_content_that_would_be_too_narrow() -> None:
+    with pytest.raises(ImageError, match=r"^the picture is too narrow: 100 x 20 pixels"):
+        content_size(config(rows=48), (100, 20))
 
 
 def test_a_picture_that_would_be_too_narrow() -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from flows.exits import WRONG_MACHINE
 from nst_engine.images import encode_png
 from storage.database import open_database
 from storage.jobs import JobStore
@@ -71,19 +74,28 @@ class Sensing:
 
     def wait_for(self, name: str) -> Job:
         """Wait until a job of that name is pending."""
-        wait_until(
-            f"{name} is pending",
-            lambda: name in {job.name for job in self.store.recent(limit=100, state=JobState.PENDING)},
-            tell=self.output,
-        )
-        return self.store.find(name)
+
+        def found() -> list[Job]:
+            return [job for job in self.store.recent(limit=100, state=JobState.PENDING) if job.name == name]
+
+        wait_until(f"{name} is pending", found, tell=self.output)
+        (job,) = found()
+        return job
 
     def wait_for_line(self, words: str, *, times: int = 1) -> None:
         wait_until(f"{words!r} is said", lambda: self.output().count(words) >= times, tell=self.output)
 
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
     def end(self) -> int:
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+        """End it with SIGTERM; returns its exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait until it has ended; returns its exit code."""
         return self._process.wait(PATIENCE)
 
     def close(self) -> None:
@@ -139,9 +151,10 @@ def test_what_waits_is_told_once_and_rejected_by_the_clock_alone(sensor: Sensing
     assert sensor.output().count("inbox: alone_content.png") == 1
 
 
-def test_two_sensors_of_one_home_are_refused_and_one_ends_on_sigterm(both: dict[str, Sensing]) -> None:
-    """The last test of both: it ends them."""
+def test_a_second_sensor_of_the_same_home_is_refused(both: dict[str, Sensing]) -> None:
     first = both["native"]
+    first.drop("held")
+    first.wait_for("held")
     second = subprocess.run(
         [sys.executable, "-m", "flows.cli", "sensor", "--home", str(first.workspace.home)],
         cwd=REPOSITORY,
@@ -150,9 +163,33 @@ def test_two_sensors_of_one_home_are_refused_and_one_ends_on_sigterm(both: dict[
         text=True,
         check=False,
     )
-    assert (second.returncode != 0, "A sensor already runs for" in second.stderr) == (True, True)
-    assert {mode: sensor.end() for mode, sensor in both.items()} == {"native": 0, "polling": 0}
-    assert all("Traceback" not in sensor.output() for sensor in both.values())
+    assert second.returncode != 0
+    assert f"A sensor already runs for {first.workspace.home} (process {first.process_id})" in second.stderr.replace(
+        "\n", " "
+    )
+
+
+def test_a_sensor_ends_on_sigterm(both: dict[str, Sensing]) -> None:
+    """The last test of this one."""
+    sensor = both["native"]
+    sensor.drop("last")
+    sensor.wait_for("last")
+    assert sensor.end() == 0
+    assert "Traceback" not in sensor.output()
+
+
+def test_a_sensor_whose_dispatcher_dies_ends_and_is_not_half_alive(both: dict[str, Sensing]) -> None:
+    """The last test of this one: a row that no program of ours writes kills its dispatcher."""
+    sensor = both["polling"]
+    sensor.drop("odd")
+    job = sensor.wait_for("odd")
+    with closing(sqlite3.connect(sensor.workspace.database_path)) as connection, connection:
+        connection.execute("UPDATE jobs SET config = '{' WHERE id = ?", [job.id])
+    assert sensor.wait() == WRONG_MACHINE
+    assert "JSONDecodeError" in sensor.output()
+    assert "The sensor's dispatcher died of the error above; start the sensor again." in " ".join(
+        sensor.output().split()
+    )
 
 
 MOUNTS = """\

@@ -1,5 +1,5 @@
-"""The whole service as its users meet it: a real `nst up` with its Prefect server, flow worker, Dask cluster and sensor,
-real pictures, seeded weights."""
+"""The whole service as its users meet it: a real `nst up` with its Prefect server, flow worker, Dask cluster and
+sensor, real pictures, seeded weights."""
 
 from __future__ import annotations
 
