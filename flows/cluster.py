@@ -15,7 +15,9 @@ from typing import Any, Final
 
 import dask
 from distributed import Nanny, Scheduler
+from distributed.comm.addressing import get_address_host
 from distributed.comm.core import connect
+from distributed.utils import get_ip
 
 from flows import gpu
 from flows.errors import FlowError
@@ -69,8 +71,8 @@ async def run_worker(address: str, *, device: str, local_directory: str | None) 
         await _reachable(address)
         nanny = Nanny(
             address,
-            # The address of this machine on the scheduler's network: Dask's worker listens on all of them by itself.
-            host=get_ip(get_address_host(address)),
+            # This machine's address on the scheduler's network: Dask's worker would listen on all that it has.
+            host=get_ip(get_address_host(address)),  # type: ignore[no-untyped-call]
             nthreads=_ONE_FOR_THE_CHUNK_AND_ONE_FOR_REPORTS,
             resources={gpu.GPU: 1},
             plugins=(gpu.EnginePlugin(device),),

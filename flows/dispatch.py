@@ -22,6 +22,7 @@ from storage.models import Job, JobState
 from storage.workspace import Workspace
 
 _BATCH: Final = 1000
+_TIDY_EVERY: Final = timedelta(seconds=10)
 _BURST_ROOM: Final = 2
 """Runs that must be free for a burst to take one: a single drop always finds one."""
 _SUBMISSIONS_PER_ATTEMPT: Final = 4
@@ -48,7 +49,7 @@ class Dispatcher:
         self._runs = runs
         self._on_end = on_end
         self._clock = clock
-        self._told = clock()
+        self._told = self._tidied = clock()
         self._start = timedelta(seconds=settings.start_seconds)
 
     def cycle(self) -> None:
@@ -60,6 +61,7 @@ class Dispatcher:
                 step()
             except OrchestrationError as error:
                 problems.append(error)
+        self._tidy()
         self._tell()
         if problems:
             raise problems[0]
@@ -72,6 +74,17 @@ class Dispatcher:
                     reuse_twin(self._store, self._workspace, job)
                 except WorkspaceError as error:
                     self._store.fail(job.id, attempt=None, error=str(error))
+
+    def _tidy(self) -> None:
+        """Remove the folder under work/ of a job whose process died between completing it and removing that."""
+        now = self._clock()
+        if now - self._tidied < _TIDY_EVERY:
+            return
+        self._tidied = now
+        # One that is just being completed removes its folder itself.
+        before = now - timedelta(seconds=self._settings.lease_seconds)
+        for job_id in self._store.completed_among(self._workspace.jobs_with_folders(), before=before):
+            self._workspace.discard(job_id)
 
     def _recover(self) -> None:
         """Jobs whose worker is dead, by its process on this machine or by a lease that has run out."""

@@ -63,11 +63,10 @@ def run_inline(
             max_pixels=settings.max_pixels,
             name=name,
         )
-        if not force and reuse_twin(store, workspace, job, out=destination):
-            return store.get(job.id)
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            _run_flow(job, settings, destination)
+            if force or not reuse_twin(store, workspace, job, out=destination):
+                _run_flow(job, settings, destination)
         finally:
             signal.signal(signal.SIGTERM, previous)
             if store.get(job.id).state is JobState.PENDING:

@@ -23,7 +23,7 @@ from flows.intake import Intake, Look
 from flows.runs import Runs
 from flows.settings import Settings
 from storage.database import open_database
-from storage.errors import DatabaseError
+from storage.errors import StorageError
 from storage.jobs import JobStore
 from storage.models import Job, JobState
 from storage.workspace import Workspace
@@ -157,7 +157,7 @@ class Sensor:
         self._wake.clear()
         try:
             look = intake.look()
-        except (InboxMissingError, DatabaseError) as error:
+        except (InboxMissingError, StorageError) as error:
             logger.warning("%s", error)
             return None
         if look.claimed or look.rejected:
@@ -197,7 +197,7 @@ class Sensor:
                     if (waiting := self._waiting) != shown:
                         publish_inbox(sorted(waiting))
                         shown = waiting
-                except (OrchestrationError, DatabaseError) as error:
+                except (OrchestrationError, StorageError) as error:
                     if str(error) != said:
                         logger.warning("%s Jobs wait until it does.", error)
                     said = str(error)

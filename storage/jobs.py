@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -256,6 +256,12 @@ class JobStore(SubmissionStore, AttemptStore):
         """Jobs that ended after `time`, in whatever way, the first to end first; at most `limit`."""
         # Only a job that has ended has this time.
         query = select(Job).where(Job.finished_at > time).order_by(Job.finished_at, Job.id).limit(limit)
+        with self._database.session() as session:
+            return list(session.scalars(query))
+
+    def completed_among(self, job_ids: Collection[str], *, before: datetime) -> list[str]:
+        """Those of the ids whose jobs were completed before that time."""
+        query = select(Job.id).where(Job.id.in_(job_ids), Job.state == JobState.COMPLETED, Job.finished_at < before)
         with self._database.session() as session:
             return list(session.scalars(query))
 

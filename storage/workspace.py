@@ -159,6 +159,11 @@ class Workspace:
                 _remove_junk(folder, is_junk)
                 sync(folder.parent)
 
+    def jobs_with_folders(self) -> list[str]:
+        """The ids of the jobs that have a folder under work/."""
+        with _refusal(f"The folder {self.work} cannot be read", "check its permissions"):
+            return sorted(folder.name for folder in self.work.iterdir())
+
     def discard(self, job_id: str) -> None:
         """Remove the job's folder, if there is one."""
         folder = self.job_folder(job_id)

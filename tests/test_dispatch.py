@@ -539,3 +539,18 @@ def test_the_end_of_a_job_is_told_once_and_only_what_ends_from_now_on(scene: Sce
     scene.cycle()
     scene.cycle()
     assert scene.ended == ["after"]
+
+
+def test_the_folder_that_a_completed_job_has_left_is_removed(scene: Scene) -> None:
+    done, waiting = scene.pending("done"), scene.pending("waiting")
+    number = scene.store.start_attempt(done.id, host=HERE, pid=os.getpid(), lease_until=scene.clock())
+    scene.store.complete(done.id, attempt=number, result_folder="/x", result_files={}, rows=1, columns=1)
+    for job in (done, waiting):
+        scene.workspace.job_folder(job.id).mkdir()
+    scene.later = timedelta(seconds=11)
+    scene.cycle()
+    # Its flow may be about to remove it itself.
+    assert scene.workspace.jobs_with_folders() == sorted([done.id, waiting.id])
+    scene.later = timedelta(minutes=2)
+    scene.cycle()
+    assert scene.workspace.jobs_with_folders() == [waiting.id]

@@ -901,3 +901,12 @@ def test_finished_jobs_come_in_the_order_of_their_ends(store: JobStore) -> None:
     assert [job.id for job in store.finished_after(START, limit=10)] == ends
     assert times[1] is not None
     assert [job.id for job in store.finished_after(times[1], limit=2)] == ends[2:4]
+
+
+def test_completed_among_gives_those_that_were_completed_before(store: JobStore) -> None:
+    done, waiting = completed(store), pending(store)
+    ids = [done, waiting, "nosuchjob0"]
+    finished = store.get(done).finished_at
+    assert finished is not None
+    assert store.completed_among(ids, before=finished + timedelta(seconds=1)) == [done]
+    assert store.completed_among(ids, before=finished) == []
