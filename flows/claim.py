@@ -18,7 +18,7 @@ from flows.fingerprint import fingerprint
 from flows.inbox import Drop, is_litter
 from nst_engine.config import TransferConfig
 from nst_engine.errors import ImageError
-from nst_engine.images import decode
+from nst_engine.images import decode, require_file
 from nst_engine.pictures import content_size, style_size
 from storage.errors import WorkspaceError
 from storage.jobs import JobStore, NewJob, NewSource, utc_now
@@ -76,6 +76,8 @@ def claim(
     under the config, and then there is no job; WorkspaceError when the copies cannot be made, and then the job has
     failed.
     """
+    for path in (content, *styles):
+        require_file(path)
     pictures = [(path, CheckedPicture.of(path, max_pixels=max_pixels)) for path in (content, *styles)]
     sources = _sources(pictures, config)
     job = store.create(

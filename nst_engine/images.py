@@ -57,7 +57,7 @@ def decode(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
     Raises ImageError when the file cannot be read, is no such picture, is damaged or incomplete, has more
     than `max_pixels` pixels or a side under MIN_SIDE.
     """
-    _require_file(path)
+    require_file(path)
     # Pillow maps a file it opens by name into memory, and one that shrinks meanwhile kills the process: it
     # gets an open file instead.
     try:
@@ -152,7 +152,8 @@ def encode_png(picture: Picture, path: Path) -> None:
         ) from error
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Raise ImageError unless there is a regular file at `path` that is not empty and may be read."""
     try:
         status = path.stat()
     except FileNotFoundError as error:
@@ -166,6 +167,8 @@ def _require_file(path: Path) -> None:
     # Opening a pipe would wait for ever.
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{path} is no regular file; name a picture file.")
+    if not os.access(path, os.R_OK):
+        raise ImageError(f"{path} may not be read; give this user the right to read it.")
     if status.st_size == 0:
         raise ImageError(f"{path} is empty; copy it again.")
 
