@@ -124,10 +124,12 @@ def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: P
                 if now - logged >= LOG_SECONDS:
                     logger.info("Iteration %d of %d, loss %.6g", stretch.iteration, iterations, loss)
                     logged = now
-            if waiting and now - written >= WRITE_SECONDS:
+            due = now - saved >= attempt.settings.checkpoint_seconds and not stretch.finished
+            # Who goes on from a checkpoint does not compute what was before it again: its losses go first.
+            if waiting and (due or now - written >= WRITE_SECONDS):
                 _write_losses(attempt, waiting)
                 waiting, written = [], now
-            if now - saved >= attempt.settings.checkpoint_seconds and not stretch.finished:
+            if due:
                 checkpoint.save(attempt.checkpoint, optimisation.state())
                 saved = now
             last = stretch
