@@ -30,6 +30,8 @@ lint: venv
 bench: venv
 	$(BIN)/python -m benchmarks.iteration
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.burst
+	$(BIN)/python -m benchmarks.service
 
 # Needs uv on the path; run it after a change of the dependencies in pyproject.toml.
 lock:

@@ -21,16 +21,38 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from flows.attempt import Phase
+from benchmarks.service_jobs import (
+    ITERATIONS,
+    PATIENCE_SECONDS,
+    ROWS,
+    at_work,
+    cancel_by_api,
+    cancel_by_command,
+    cancelled_at,
+    cpu_seconds,
+    drop_pairs,
+    end_jobs,
+    engine_seconds,
+    has_loss,
+    in_phase,
+    memory_of,
+    moment_of,
+    move_in,
+    run_alone,
+    settings_of,
+    stage_pairs,
+    wait_until_completed,
+    wait_until_idle,
+    wait_until_still,
+    wait_when,
+)
 from flows.settings import Settings
 from nst_engine.images import encode_png
 from nst_engine.samples import content_sample, style_sample
 from nst_engine.startup import load_tensorflow
 from storage.jobs import utc_now
-from storage.models import Job, JobState
-from tests.service_process import ENDED, REPOSITORY, Service, running_service
+from tests.service_process import REPOSITORY, Service, running_service
 
-ROWS, ITERATIONS = 64, 40
 # The most that a config allows: hours.
 LONG = 1_000_000
 WARM_JOBS, ALONE_JOBS = 50, 3
@@ -40,7 +62,6 @@ THOUSAND, THOUSAND_ROWS = 1000, 32
 CANCELS = 3
 OVERTAKES = 3
 LONG_AT_ONCE = 3
-PATIENCE_SECONDS = 900
 # Two jobs are a burst, so that three long ones are; all else is as nobody has set it, unlike in the tests.
 SETTINGS = {
     "burst": 1,
@@ -51,10 +72,6 @@ SETTINGS = {
     },
 }
 CHUNK_SECONDS: float = SETTINGS["chunk_seconds"]
-PHASES: tuple[Phase, ...] = ("preprocess", "optimise", "deprocess", "publish")
-# A GPU worker that takes less of a core for so long computes nothing.
-STILL_CORES, STILL_SECONDS, SAMPLE_SECONDS = 0.2, 1.0, 0.1
-_seeds = itertools.count()
 
 
 def main() -> None:
@@ -71,7 +88,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as home, running_service(Path(home), **SETTINGS) as service:
             # The first job of a service also pays for the engine's trace.
-            _alone(service, "first")
+            run_alone(service, "first")
             for name in wanted:
                 print(f"\n{PARTS[name](service, options.idle_seconds)}", flush=True)
 
@@ -97,15 +114,15 @@ def _machine() -> str:
 
 def _warmth(service: Service, _idle_seconds: float) -> str:
     alone = statistics.median(
-        _engine_seconds(service, _alone(service, f"alone{number}").id) for number in range(ALONE_JOBS)
+        engine_seconds(service, run_alone(service, f"alone{number}").id) for number in range(ALONE_JOBS)
     )
-    jobs = _completed(service, _drop(service, [f"warm{number}" for number in range(WARM_JOBS)]))
-    spans = sorted((_time(job.finished_at), _time(job.started_at)) for job in jobs)
+    jobs = wait_until_completed(service, drop_pairs(service, [f"warm{number}" for number in range(WARM_JOBS)]))
+    spans = sorted((moment_of(job.finished_at), moment_of(job.started_at)) for job in jobs)
     wall = _seconds(min(started for _, started in spans), spans[-1][0])
-    engine = sum(_engine_seconds(service, job.id) for job in jobs)
+    engine = sum(engine_seconds(service, job.id) for job in jobs)
     ahead = sum(started < before for (before, _), (_, started) in itertools.pairwise(spans))
     processes = len({job.attempts[-1].pid for job in jobs})
-    _wait_until_idle(service)
+    wait_until_idle(service)
     return _table(
         f"A burst of {WARM_JOBS} pairs, dropped at once. The same cores prepare and publish other jobs meanwhile, "
         "which slows the engine down; so what a job costs beyond it is given in two ways.",
@@ -136,7 +153,7 @@ def _cold(service: Service, _idle_seconds: float) -> str:
     }
     whole, engine = [], []
     for _ in range(COLD_RUNS):
-        settings = [f"--set={key}={value}" for key, value in _settings(ROWS, ITERATIONS).items()]
+        settings = [f"--set={key}={value}" for key, value in settings_of(ROWS, ITERATIONS).items()]
         command = ["run", "content.png", "style.png", "--json", f"--home={service.home}", *settings]
         began = time.perf_counter()
         done = subprocess.run(
@@ -148,7 +165,7 @@ def _cold(service: Service, _idle_seconds: float) -> str:
             check=True,
         )
         whole.append(time.perf_counter() - began)
-        engine.append(_engine_seconds(service, json.loads(done.stdout)["id"]))
+        engine.append(engine_seconds(service, json.loads(done.stdout)["id"]))
     beyond = [seconds - own for seconds, own in zip(whole, engine, strict=True)]
     return _table(
         f"A cold process a job: `nst run`, {COLD_RUNS} times one after the other, on a Prefect server that runs. Its "
@@ -165,13 +182,19 @@ def _cold(service: Service, _idle_seconds: float) -> str:
 def _latency(service: Service, _idle_seconds: float) -> str:
     drops = []
     for number in range(DROPS):
-        (name,) = _drop(service, [f"single{number}"])
+        (name,) = drop_pairs(service, [f"single{number}"])
         moved = utc_now()
-        optimised, first_loss = _when(service, name, _in_phase("optimise")), _when(service, name, _has_loss)
-        (job,) = _completed(service, [name])
-        moments = (_time(job.created_at), _time(job.started_at), optimised, first_loss, _time(job.finished_at))
-        drops.append([*(_seconds(moved, moment) for moment in moments), _engine_seconds(service, job.id)])
-        _wait_until_idle(service)
+        optimised, first_loss = wait_when(service, name, in_phase("optimise")), wait_when(service, name, has_loss)
+        (job,) = wait_until_completed(service, [name])
+        moments = (
+            moment_of(job.created_at),
+            moment_of(job.started_at),
+            optimised,
+            first_loss,
+            moment_of(job.finished_at),
+        )
+        drops.append([*(_seconds(moved, moment) for moment in moments), engine_seconds(service, job.id)])
+        wait_until_idle(service)
     steps = (
         "until the job is recorded",
         "until its process has taken it up",
@@ -191,10 +214,10 @@ def _latency(service: Service, _idle_seconds: float) -> str:
 
 def _thousand(service: Service, _idle_seconds: float) -> str:
     names = [f"many{number:04}" for number in range(THOUSAND)]
-    files = _stage(service, names, rows=THOUSAND_ROWS, iterations=ITERATIONS)
+    files = stage_pairs(service, names, rows=THOUSAND_ROWS, iterations=ITERATIONS)
     goal = sum(service.store.counts().values()) + THOUSAND
     began = utc_now()
-    _move_in(service, files)
+    move_in(service, files)
     moved = utc_now()
     service.wait(
         f"{THOUSAND} jobs are recorded",
@@ -215,29 +238,29 @@ def _thousand(service: Service, _idle_seconds: float) -> str:
 
 
 def _cancel(service: Service, _idle_seconds: float) -> str:
-    ways = (("command", "`nst cancel`", _cancel_by_command), ("api", "Prefect's API", _cancel_by_api))
+    ways = (("command", "`nst cancel`", cancel_by_command), ("api", "Prefect's API", cancel_by_api))
     rows = []
     for key, way, cancel in ways:
         cancelled, still = [], []
         for number in range(CANCELS):
-            job = _at_work(service, _drop(service, [f"alone-{key}-{number}"], iterations=LONG))
+            job = at_work(service, drop_pairs(service, [f"alone-{key}-{number}"], iterations=LONG))
             began = utc_now()
             cancel(service, job)
-            still.append(_seconds(began, _still(service)))
-            cancelled.append(_seconds(began, _cancelled_at(service, job)))
-            _wait_until_idle(service)
+            still.append(_seconds(began, wait_until_still(service)))
+            cancelled.append(_seconds(began, cancelled_at(service, job)))
+            wait_until_idle(service)
         rows.append((f"{way}, a job alone", _spread(cancelled), _spread(still)))
     for key, way, cancel in ways:
         # So many that always as many are at work.
         names = [f"burst-{key}-{number}" for number in range(LONG_AT_ONCE + CANCELS - 1)]
-        _drop(service, names, iterations=LONG)
+        drop_pairs(service, names, iterations=LONG)
         cancelled = []
         for _ in range(CANCELS):
-            job = _at_work(service, names)
+            job = at_work(service, names)
             began = utc_now()
             cancel(service, job)
-            cancelled.append(_seconds(began, _cancelled_at(service, job)))
-        _end(service, names)
+            cancelled.append(_seconds(began, cancelled_at(service, job)))
+        end_jobs(service, names)
         rows.append((f"{way}, the job of a burst that has the GPU", _spread(cancelled), ""))
     return _table(
         f"Cancelling a job in mid-work, {CANCELS} times each: seconds from the start of the command or request, median "
@@ -249,10 +272,10 @@ def _cancel(service: Service, _idle_seconds: float) -> str:
 
 def _overtake(service: Service, _idle_seconds: float) -> str:
     rows = [_overtaking(service, "an idle service")]
-    names = _drop(service, [f"bulk{number}" for number in range(LONG_AT_ONCE)], iterations=LONG)
-    _at_work(service, names)
+    names = drop_pairs(service, [f"bulk{number}" for number in range(LONG_AT_ONCE)], iterations=LONG)
+    at_work(service, names)
     rows.append(_overtaking(service, f"a burst of {LONG_AT_ONCE} long jobs"))
-    _end(service, names)
+    end_jobs(service, names)
     return _table(
         f"A drop of one iteration, {OVERTAKES} times each: seconds from the start of its phase optimise, looked at 20 "
         "times a second, median (least to most). They hold the import of Dask, the wait for the GPU and its own work. "
@@ -272,19 +295,19 @@ def _overtake(service: Service, _idle_seconds: float) -> str:
 def _overtaking(service: Service, where: str) -> tuple[str, ...]:
     first, second, others = [], [], []
     for number in range(OVERTAKES):
-        (name,) = _drop(service, [f"one-into-{where.replace(' ', '-')}-{number}"], iterations=1)
-        began = _when(service, name, _in_phase("optimise"))
-        first.append(_seconds(began, _when(service, name, _has_loss)))
+        (name,) = drop_pairs(service, [f"one-into-{where.replace(' ', '-')}-{number}"], iterations=1)
+        began = wait_when(service, name, in_phase("optimise"))
+        first.append(_seconds(began, wait_when(service, name, has_loss)))
         # The losses are written when the optimisation ends, and then the next phase begins.
-        second.append(_seconds(began, _when(service, name, _in_phase("deprocess"))))
-        (job,) = _completed(service, [name])
-        others.append(second[-1] - _engine_seconds(service, job.id))
+        second.append(_seconds(began, wait_when(service, name, in_phase("deprocess"))))
+        (job,) = wait_until_completed(service, [name])
+        others.append(second[-1] - engine_seconds(service, job.id))
     chunks = [seconds / CHUNK_SECONDS for seconds in second]
     return where, _spread(first), _spread(second), _spread(chunks), _spread(others)
 
 
 def _idle(service: Service, idle_seconds: float) -> str:
-    _wait_until_idle(service)
+    wait_until_idle(service)
     parts = {
         "up": [service.process_id],
         "prefect": service.part("prefect"),
@@ -296,12 +319,12 @@ def _idle(service: Service, idle_seconds: float) -> str:
     }
     known = {pid for pids in parts.values() for pid in pids}
     parts["other processes"] = [pid for pid in service.processes("") if pid not in known]
-    before = {name: sum(map(_cpu_seconds, pids)) for name, pids in parts.items()}
+    before = {name: sum(map(cpu_seconds, pids)) for name, pids in parts.items()}
     began = time.monotonic()
     time.sleep(idle_seconds)
-    spent = {name: sum(map(_cpu_seconds, pids)) - before[name] for name, pids in parts.items()}
+    spent = {name: sum(map(cpu_seconds, pids)) - before[name] for name, pids in parts.items()}
     seconds = time.monotonic() - began
-    memory = {name: sum(map(_memory, pids)) for name, pids in parts.items()}
+    memory = {name: sum(map(memory_of, pids)) for name, pids in parts.items()}
     figures = [(name, spent[name], memory[name]) for name in parts]
     figures.append(("**all**", sum(spent.values()), sum(memory.values())))
     return _table(
@@ -309,170 +332,6 @@ def _idle(service: Service, idle_seconds: float) -> str:
         ("part", "CPU seconds", "of one core", "memory (PSS)"),
         [(name, f"{cpu:.2f}", f"{cpu / seconds:.2%}", f"{size / 1e6:.0f} MB") for name, cpu, size in figures],
     )
-
-
-def _settings(rows: int, iterations: int) -> dict[str, object]:
-    """The settings of a job; the seed does nothing here but make each job another one, so that none is reused."""
-    return {
-        "rows": rows,
-        "iterations": iterations,
-        "optimizer": "adam",
-        "precision": "float32",
-        "weights": "random",
-        "seed": next(_seeds),
-    }
-
-
-def _drop(service: Service, names: Sequence[str], *, iterations: int = ITERATIONS) -> Sequence[str]:
-    """Move pairs of these names into the inbox at once; returns the names."""
-    _move_in(service, _stage(service, names, rows=ROWS, iterations=iterations))
-    return names
-
-
-def _stage(service: Service, names: Sequence[str], *, rows: int, iterations: int) -> list[Path]:
-    """Write the pairs' files beside the inbox, on the same disk."""
-    staging = service.home / "staging"
-    staging.mkdir(exist_ok=True)
-    pictures = {"content": content_sample(rows, rows * 5 // 4), "style": style_sample(rows, rows)}
-    for role, picture in pictures.items():
-        encode_png(picture, staging / f"{role}.png")
-    data = {role: (staging / f"{role}.png").read_bytes() for role in pictures}
-    files = []
-    for name in names:
-        settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in _settings(rows, iterations).items())
-        contents = {f"{name}.toml": settings.encode()} | {f"{name}_{role}.png": data[role] for role in pictures}
-        for file, content in contents.items():
-            (staging / file).write_bytes(content)
-            files.append(staging / file)
-    return files
-
-
-def _move_in(service: Service, files: Sequence[Path]) -> None:
-    for file in files:
-        file.rename(service.workspace.inbox / file.name)
-
-
-def _alone(service: Service, name: str) -> Job:
-    (job,) = _completed(service, _drop(service, [name]))
-    _wait_until_idle(service)
-    return job
-
-
-def _completed(service: Service, names: Sequence[str]) -> list[Job]:
-    """Wait until these jobs, the newest ones, are completed."""
-
-    def look() -> list[Job]:
-        _require_no_failure(service)
-        # The counts cost the machine next to nothing; the jobs themselves would.
-        if service.store.counts()[JobState.COMPLETED] < len(names):
-            return []
-        jobs = service.store.recent(limit=len(names))
-        done = sorted(job.name for job in jobs if job.state is JobState.COMPLETED) == sorted(names)
-        return jobs if done else []
-
-    return service.wait(f"{names[0]} and those with it are completed", look, seconds=PATIENCE_SECONDS)
-
-
-def _require_no_failure(service: Service) -> None:
-    counts = service.store.counts()
-    if counts[JobState.FAILED] or counts[JobState.REJECTED]:
-        raise AssertionError(f"A job has failed, which none should.\n{service.report()}")
-
-
-def _when(service: Service, name: str, condition: Callable[[Job], bool]) -> datetime:
-    """Wait until the newest job has this name and fulfils the condition; returns when that was seen."""
-
-    def look() -> datetime | None:
-        newest = service.store.recent(limit=1)[0]
-        _require_no_failure(service)
-        return utc_now() if newest.name == name and condition(newest) else None
-
-    return _time(service.wait(f"{name} has got so far", look, seconds=PATIENCE_SECONDS))
-
-
-def _in_phase(phase: Phase) -> Callable[[Job], bool]:
-    later = PHASES[PHASES.index(phase) :]
-    return lambda job: bool(job.attempts) and job.attempts[-1].phase in later
-
-
-def _has_loss(job: Job) -> bool:
-    # Noted with the loss of iteration 0, which itself is written later.
-    return bool(job.attempts) and job.attempts[-1].device is not None
-
-
-def _at_work(service: Service, names: Sequence[str]) -> Job:
-    """Wait until the oldest running one of these jobs, which goes first, is optimised; returns it."""
-
-    def look() -> Job | None:
-        _require_no_failure(service)
-        running = [job for job in service.store.recent(limit=100, state=JobState.RUNNING) if job.name in names]
-        return running[-1] if running and _has_loss(running[-1]) else None
-
-    job = service.wait(f"one of {names[0]} and those with it is optimised", look, seconds=PATIENCE_SECONDS)
-    assert job is not None
-    return job
-
-
-def _cancel_by_command(service: Service, job: Job) -> None:
-    done = service.command("cancel", job.id)
-    if done.returncode != 0:
-        raise AssertionError(done.stderr)
-
-
-def _cancel_by_api(service: Service, job: Job) -> None:
-    service.api("POST", f"flow_runs/{job.attempts[-1].flow_run_id}/set_state", {"state": {"type": "CANCELLING"}})
-
-
-def _cancelled_at(service: Service, job: Job) -> datetime:
-    service.wait(f"{job.name} is cancelled", lambda: service.store.state_of(job.id) is JobState.CANCELLED)
-    return _time(service.store.get(job.id).finished_at)
-
-
-def _still(service: Service) -> datetime:
-    """Wait until the GPU worker computes nothing any more; returns when it was last seen to."""
-    (worker,) = service.part("gpu-worker")
-    busy, spent = utc_now(), _cpu_seconds(worker)
-    while (now := utc_now()).timestamp() - busy.timestamp() < STILL_SECONDS:
-        # The system offers no event to wait for.
-        time.sleep(SAMPLE_SECONDS)
-        before, spent = spent, _cpu_seconds(worker)
-        if spent - before > STILL_CORES * SAMPLE_SECONDS:
-            busy = now
-    return busy
-
-
-def _end(service: Service, names: Sequence[str]) -> None:
-    """Cancel those of the jobs that have not ended, and wait until the service is idle."""
-    for job in service.jobs():
-        if job.name in names and job.state not in ENDED:
-            service.store.ask_cancel(job.id)
-    service.wait_for_end(*names)
-    _wait_until_idle(service)
-
-
-def _wait_until_idle(service: Service) -> None:
-    service.wait("no flow runs", lambda: not service.part("flow"))
-
-
-def _engine_seconds(service: Service, job_id: str) -> float:
-    return service.store.losses(job_id)[-1].seconds
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Seconds of the CPU that a process has used, in user and system mode."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _memory(pid: int) -> int:
-    """Bytes of memory of a process; what it shares with others is divided among them."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-
-
-def _time(moment: datetime | None) -> datetime:
-    assert moment is not None
-    return moment
 
 
 def _seconds(began: datetime, ended: datetime) -> float:
