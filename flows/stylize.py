@@ -29,6 +29,9 @@ from storage.jobs import JobStore, utc_now
 from storage.models import JobState
 from storage.workspace import Workspace
 
+_PAUSE_SECONDS: Final = 10.0
+"""Before the second attempt, and as much more before each further one: what failed may need time to be mended."""
+
 # What another attempt may well get past; everything else would only fail again.
 _WORTH_ANOTHER_TRY: Final = (
     ClusterLostError,
@@ -101,16 +104,17 @@ def _run(attempt: Attempt, out: Path | None) -> Any:
         if _cancel_is_meant(attempt):
             _cancel(attempt)
         else:
-            store.release(job.id, error="Its process was ended.")
+            store.release(job.id, error="Its process was ended.", counted=False)
         raise
     except JobInterruptedError as error:
-        store.release(job.id, error=str(error))
+        store.release(job.id, error=str(error), counted=False)
         raise
     except Exception as error:
         # A fault of the program may have any text; the record keeps one line.
         sentence = " ".join(str(error).split()) or repr(error)
         if isinstance(error, _WORTH_ANOTHER_TRY) and _tries_left(attempt):
-            store.release(job.id, error=sentence)
+            pause = timedelta(seconds=_PAUSE_SECONDS * (attempt.number - job.attempts_before_retry))
+            store.release(job.id, error=sentence, lease_until=utc_now() + pause)
             raise
         store.fail(job.id, attempt=attempt.number, error=sentence)
         failure_report(store.get(job.id), sentence)

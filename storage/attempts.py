@@ -181,8 +181,12 @@ class AttemptStore(Store):
                 require_open(session, job_id, attempt)
             end_attempts(session, job_id, JobState.CANCELLED, now)
 
-    def release(self, job_id: str, *, error: str) -> None:
-        """Let a running job wait for its turn again; its open attempt ends as failed with `error`."""
+    def release(self, job_id: str, *, error: str, counted: bool = True, lease_until: datetime | None = None) -> None:
+        """Let a running job wait for its turn again; its open attempt ends as failed with `error`.
+
+        One that is not `counted` leaves the job as many attempts as it had. Nobody takes the job up before
+        `lease_until`.
+        """
         now = self._clock()
         with self._database.begin() as session:
             move(
@@ -191,8 +195,9 @@ class AttemptStore(Store):
                 JobState.PENDING,
                 of=[JobState.RUNNING],
                 flow_run_id=None,
-                lease_until=None,
+                lease_until=lease_until,
                 submission=Job.submission + 1,
+                attempts_before_retry=Job.attempts_before_retry + (0 if counted else 1),
             )
             end_attempts(session, job_id, JobState.FAILED, now, error=error)
 

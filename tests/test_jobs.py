@@ -439,18 +439,15 @@ def test_of_two_processes_only_one_moves_a_job(tmp_path: Path) -> None:
         outcomes: list[str] = []
         start = threading.Barrier(2)
 
-        def move(store: JobStore, act: Callable[[JobStore, str], object]) -> None:
+        def move(store: JobStore) -> None:
             start.wait(30)
             try:
-                act(store, job_id)
+                begin(store, job_id)
                 outcomes.append("moved")
             except JobStateError:
                 outcomes.append("refused")
 
-        threads = [
-            threading.Thread(target=move, args=(JobStore(database), MOVES[action]))
-            for database, action in ((first, "fail"), (second, "start"))
-        ]
+        threads = [threading.Thread(target=move, args=(JobStore(database),)) for database in (first, second)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -910,3 +907,13 @@ def test_completed_among_gives_those_that_were_completed_before(store: JobStore)
     assert finished is not None
     assert store.completed_among(ids, before=finished + timedelta(seconds=1)) == [done]
     assert store.completed_among(ids, before=finished) == []
+
+
+def test_a_release_may_leave_the_job_its_attempts_and_hold_it_back(store: JobStore) -> None:
+    job_id = running(store)
+    until = at(60_000)
+    store.release(job_id, error="The service stops.", counted=False, lease_until=until)
+    job = store.get(job_id)
+    assert (job.state, len(job.attempts), job.attempts_before_retry) == (JobState.PENDING, 1, 1)
+    assert store.waiting(limit=9, now=until) == []
+    assert [waiting.id for waiting in store.waiting(limit=9, now=until + timedelta(seconds=1))] == [job_id]
