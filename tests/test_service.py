@@ -279,7 +279,21 @@ def inbox_page(service: Service) -> str:
     return str(found[0]["data"]) if found else ""
 
 
-def test_it_stops_cleanly_and_leaves_no_process(service: Service) -> None:
+def test_it_stops_cleanly_and_goes_on_where_it_stopped(service: Service) -> None:
+    service.drop_pair("through", seed=11, settings=LONG)
+    job = service.wait("it is optimised", lambda: running_with_losses(service, "through"))
+    service.wait("it is saved", lambda: (service.workspace.job_folder(job.id) / "checkpoint").exists())
     assert service.stop() == 0
     service.wait("all processes are gone", lambda: service.processes("") == [])
+    stopped = service.job("through")
+    assert (stopped.state, len(stopped.attempts)) == (JobState.PENDING, 1)
+    # The service itself ended it: that is no failed attempt.
+    assert stopped.attempts_before_retry == 1
+
+    service.start()
+    resumed = service.wait("it goes on", lambda: running_with_losses(service, "through", attempt=2))
+    assert resumed.attempts[-1].first_iteration > 0
+    assert service.command("cancel", "through").returncode == 0
+    service.wait_for_end("through", seconds=20)
+    assert service.stop() == 0
     assert "Traceback" not in service.output()
