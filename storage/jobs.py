@@ -225,17 +225,20 @@ class JobStore(SubmissionStore, AttemptStore):
         return job
 
     def find(self, reference: str) -> Job:
-        """The one job with this id, or whose id begins so or whose name is this.
+        """The one job with this id, else with this name, else whose id begins so.
 
         Raises JobNotFoundError when there is none and AmbiguousJobError when there are several.
         """
         wanted_id = reference.lower().encode("ascii", "replace").decode()
-        fits = or_(Job.id.startswith(wanted_id, autoescape=True), Job.name == reference)
         with self._database.session() as session:
             job = session.get(Job, wanted_id)
             if job is not None:
                 return job
-            found = session.scalars(select(Job).where(fits).order_by(*_NEWEST_FIRST).limit(_LISTED_IDS + 1)).all()
+            newest = select(Job).order_by(*_NEWEST_FIRST).limit(_LISTED_IDS + 1)
+            found = (
+                session.scalars(newest.where(Job.name == reference)).all()
+                or session.scalars(newest.where(Job.id.startswith(wanted_id, autoescape=True))).all()
+            )
         if not reference or not found:
             raise no_job(reference)
         if len(found) > 1:

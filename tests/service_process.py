@@ -180,8 +180,9 @@ class Service:
         return self.store.recent(limit=5000)
 
     def job(self, name: str) -> Job:
-        """The one job of that name."""
-        return self.store.find(name)
+        """The one job of that name; the beginning of another's id may be the same."""
+        (found,) = [job for job in self.jobs() if job.name == name]
+        return found
 
     def wait_for_end(self, *names: str, seconds: float = 120) -> list[Job]:
         """Wait until the jobs of these names have ended; returns them."""

@@ -320,7 +320,7 @@ def test_taken_port_is_told_of_in_one_sentence() -> None:
 )
 def test_waiting_for_no_server(alive: bool, message: str) -> None:
     url = api_url("127.0.0.1", free_port())
-    with pytest.raises(OrchestrationError, match=f"{url}: {message}"):
+    with pytest.raises(OrchestrationError, match=f"{url}/health: {message}"):
         wait_until_healthy(url, timeout=0.3, alive=lambda: alive)
 
 
