@@ -112,7 +112,8 @@ def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: P
             if stretch is None:
                 continue
             if last is None:
-                first_iteration, began = stretch.iteration, now
+                # What there is now is the first picture, or what was saved before.
+                first_iteration, began, saved = stretch.iteration, now, now
                 _record_environment(attempt, stretch)
             waiting += [_loss_point(point) for point in stretch.points]
             if stretch.points:
