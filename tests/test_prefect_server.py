@@ -32,20 +32,21 @@ STARTS_WITHIN = 120
 # busy with other things.
 FREEZE_SECONDS = 5
 
-# The server itself, which also says what goes on in its process when it receives SIGUSR1.
+# The server itself, which also says what goes on in its process for each line that it is sent.
 PROBED = """
-import gc, json, runpy, signal, threading
+import gc, json, runpy, sys, threading
 from prefect.server.services import perpetual_services as services
 
-def report(*_):
-    print(json.dumps({
-        "collects by itself": gc.isenabled(),
-        "collections": gc.get_stats()[2]["collections"],
-        "services": [service.function.__name__ for service in services.get_perpetual_services()],
-        "enabled": [service.function.__name__ for service in services.get_enabled_perpetual_services()],
-    }), flush=True)
+def report():
+    for _ in sys.stdin:
+        print(json.dumps({
+            "collects by itself": gc.isenabled(),
+            "collections": gc.get_stats()[2]["collections"],
+            "services": [service.function.__name__ for service in services.get_perpetual_services()],
+            "enabled": [service.function.__name__ for service in services.get_enabled_perpetual_services()],
+        }), flush=True)
 
-signal.signal(signal.SIGUSR1, report)
+threading.Thread(target=report, daemon=True).start()
 runpy.run_module("flows.prefect_server", run_name="__main__", alter_sys=True)
 """
 
@@ -115,6 +116,7 @@ class Server:
                 [sys.executable, "-c", PROBED, f"--port={self.port}"],
                 cwd=ROOT,
                 env=self.environment,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -126,12 +128,15 @@ class Server:
         began = time.monotonic()
         self.process.send_signal(number)
         code = self.process.wait(timeout=30)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
         return code, time.monotonic() - began
 
     def probe(self) -> dict[str, Any]:
-        self.process.send_signal(signal.SIGUSR1)
+        assert self.process.stdin is not None
+        self.process.stdin.write("report\n")
+        self.process.stdin.flush()
         return dict(json.loads(line_of(self.process.stdout)))
 
     def ask(self, path: str, body: object = None) -> Any:
