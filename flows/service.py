@@ -79,8 +79,8 @@ def work(settings: Settings, scheduler: str, *, say: Callable[[str], None]) -> N
         Supervisor(workers, logs=settings.home / "logs", stop=stop).run(started=started)
 
 
-def sense(settings: Settings) -> None:
-    """Run the sensor in this process until SIGTERM or Ctrl-C."""
+def sense(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Run the sensor in this process until SIGTERM or Ctrl-C, for the Prefect API at PREFECT_API_URL."""
     from flows.sensor import Sensor
 
     end_with_parent()
@@ -92,6 +92,7 @@ def sense(settings: Settings) -> None:
             sensor.wake()
 
         threading.Thread(target=wake, name="stop", daemon=True).start()
+        say(f"Watching {Workspace(settings.home).inbox} for the Prefect API at {os.environ['PREFECT_API_URL']}")
         sensor.run()
 
 

@@ -41,8 +41,8 @@ def sensor(home: Home = None, log_json: LogJson = False) -> None:
 
     if "PREFECT_API_URL" not in os.environ:
         raise SettingsError("PREFECT_API_URL is not set; set it to the address of Prefect's API, or use `nst up`.")
-    speak(as_json=log_json)
-    sense(settings_of(home))
+    logger = speak(as_json=log_json)
+    sense(settings_of(home), say=logger.info)
 
 
 def worker(home: Home = None, scheduler: Scheduler = None, device: Device = None, log_json: LogJson = False) -> None:
