@@ -79,6 +79,9 @@ class JobStore(SubmissionStore, AttemptStore):
                 manifest=None if new.manifest is None else new.manifest.to_document(),
                 error=new.rejection,
                 lease_until=new.lease_until,
+                snapshot_every=new.snapshot_every,
+                collection=new.collection,
+                night_id=new.night_id,
                 sources=sources,
             )
             session.add(job)

@@ -1,4 +1,4 @@
-"""The tables: a job, the pictures it was made from, its attempts and its loss curve."""
+"""The tables: a job, the pictures it was made from, its attempts and its loss curve, and the nights of collections."""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -22,6 +22,15 @@ class JobState(StrEnum):
     CANCELLING = "cancelling"
     CANCELLED = "cancelled"
     REJECTED = "rejected"
+
+
+class NightState(StrEnum):
+    """Where the night of a collection stands; a failed one is done with what it could do."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -56,11 +65,9 @@ class DisplayText(TypeDecorator[str]):
         return None if value is None else value.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
 
 
-def _state_column() -> Enum:
+def _state_column(states: type[JobState] | type[NightState] = JobState) -> Enum:
     # A plain text column without a CHECK, so that a new state needs no new table.
-    return Enum(
-        JobState, native_enum=False, length=16, values_callable=lambda states: [state.value for state in states]
-    )
+    return Enum(states, native_enum=False, length=16, values_callable=lambda all_of: [state.value for state in all_of])
 
 
 def _json_column() -> JSON:
@@ -86,13 +93,17 @@ class Job(Base):
 
     A pending job with a `flow_run_id` has been handed to that run; until `lease_until` the job is that run's, or
     its attempt's. `submission` counts from 1 and goes on whenever a run has lost its claim, so that a late one
-    is known. `manifest` is the document of a Manifest, None for a job made from copies.
+    is known. `manifest` is the document of a Manifest, None for a job made from copies. A job of a `collection`
+    belongs to the night that ran it last. Every `snapshot_every` iterations a snapshot is kept; None keeps none.
     """
 
     __tablename__ = "jobs"
     __table_args__ = (
         Index(None, "created_at", "id"),
-        Index(None, "state"),
+        Index(None, "state", "created_at", "id"),
+        Index(None, "preset", "created_at", "id"),
+        Index(None, "collection", "created_at", "id"),
+        Index(None, "night_id"),
         Index(None, "fingerprint", "state"),
         Index(None, "finished_at"),
     )
@@ -124,6 +135,9 @@ class Job(Base):
     flow_run_id: Mapped[str | None] = mapped_column(String)
     reused_from: Mapped[str | None] = mapped_column(String(10))
     attempts_before_retry: Mapped[int] = mapped_column(server_default="0")
+    collection: Mapped[str | None] = mapped_column(Text)
+    night_id: Mapped[str | None] = mapped_column(String(10))
+    snapshot_every: Mapped[int | None]
 
     sources: Mapped[list["Source"]] = relationship(
         lazy="selectin", order_by="(Source.role, Source.position)", passive_deletes=True
@@ -187,3 +201,34 @@ class LossPoint(Base):
     layers: Mapped[dict[str, float]] = mapped_column(_json_column())
     learning_rate: Mapped[float | None] = mapped_column(Double)
     seconds: Mapped[float] = mapped_column(Double)
+
+
+class Night(Base):
+    """One run over a collection: which flow run does it, what it found and what came of it.
+
+    A running night is its process's until `lease_until`; `submission` counts the runs it was handed to, from 1.
+    `pairs` were found, `done_before` of them needed nothing; `completed`, `failed` and `cancelled` count its jobs when
+    it ended. `problems` are {"file", "reason", "pairs"}: what no job could be made of.
+    """
+
+    __tablename__ = "nights"
+    __table_args__ = (Index(None, "collection", "started_at", "id"), Index(None, "state"))
+
+    id: Mapped[str] = mapped_column(String(10), primary_key=True)
+    collection: Mapped[str] = mapped_column(Text)
+    state: Mapped[NightState] = mapped_column(_state_column(NightState))
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    host: Mapped[str | None] = mapped_column(String)
+    pid: Mapped[int | None]
+    flow_run_id: Mapped[str | None] = mapped_column(String)
+    submission: Mapped[int] = mapped_column(server_default="1")
+    pairs: Mapped[int | None]
+    done_before: Mapped[int | None]
+    completed: Mapped[int | None]
+    failed: Mapped[int | None]
+    cancelled: Mapped[int | None]
+    problems: Mapped[list[dict[str, Any]] | None] = mapped_column(_json_column())
+    error: Mapped[str | None] = mapped_column(DisplayText)
+    contact_sheet: Mapped[str | None] = mapped_column(Text)

@@ -28,7 +28,8 @@ class NewJob:
     """A job to be made; the order of its sources is kept within each role.
 
     A job with a `rejection`, the sentence that says why it can never work, is made only to be rejected and may
-    have no sources. Until `lease_until` nobody but its maker runs the job.
+    have no sources. Until `lease_until` nobody but its maker runs the job. Of `snapshot_every`, `collection` and
+    `night_id` see Job.
     """
 
     name: str
@@ -40,6 +41,9 @@ class NewJob:
     manifest: Manifest | None = None
     rejection: str | None = None
     lease_until: datetime | None = None
+    snapshot_every: int | None = None
+    collection: str | None = None
+    night_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from storage.database import SCHEMA_REVISION, Database, open_database
 from storage.errors import DatabaseError, SchemaTooNewError
 from storage.models import Base, Job, JobState, LossPoint
 
-TABLES = {"alembic_version", "attempts", "jobs", "loss_points", "sources"}
+TABLES = {"alembic_version", "attempts", "jobs", "loss_points", "nights", "sources"}
 
 
 @pytest.fixture
@@ -141,6 +141,9 @@ def test_a_database_of_the_first_schema_keeps_its_rows(path: Path) -> None:
                     "flow_run_id": None,
                     "reused_from": None,
                     "attempts_before_retry": 0,
+                    "collection": None,
+                    "night_id": None,
+                    "snapshot_every": None,
                 },
                 {"phase": None, "first_iteration": None},
                 {},
