@@ -177,13 +177,13 @@ def wait_for_state(user: dict[str, str], name: str, states: list[str]) -> None:
 
 def test_the_readme_s_table_of_options_is_that_of_nst_run() -> None:
     table = README.split("| option of `nst run`")[1].split("\n\n")[0]
-    assert set(re.findall(r"`[^`]*(--[a-z]+)[^`]*` \|", "\n".join(re.findall(r"^\| (.*)$", table, re.MULTILINE)))) | {
+    assert set(re.findall(r"`[^`]*(--[a-z-]+)[^`]*` \|", "\n".join(re.findall(r"^\| (.*)$", table, re.MULTILINE)))) | {
         "--out"
     } == flags("run")
 
 
 def test_every_other_flag_that_the_readme_names_exists() -> None:
-    for command, named in re.findall(r"`nst ([a-z]+)[^`]*?(--[a-z]+)", README):
+    for command, named in re.findall(r"`nst ([a-z]+)[^`]*?(--[a-z-]+)", README):
         assert named in flags(command), f"nst {command} {named}"
 
 
