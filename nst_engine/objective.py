@@ -46,16 +46,63 @@ class Form:
             dtype=dtype,
         )
 
+    @property
+    def content(self) -> ContentForm:
+        """What the targets of the content depend on."""
+        return ContentForm(self.content_layers, self.pooling, self.dtype)
+
+    @property
+    def style(self) -> StyleForm:
+        """What the targets of a style depend on, whatever the content and the other styles are."""
+        return StyleForm(self.style_layers, self.pooling, self.dtype)
+
 
 @dataclass(frozen=True)
-class Targets:
-    """The content's feature maps, a tensor a layer, and each style's Gram matrices a position, G / M.
+class ContentForm:
+    """The part of a form that decides the targets of a content picture."""
+
+    layers: tuple[str, ...]
+    pooling: Pooling
+    dtype: str
+
+
+@dataclass(frozen=True)
+class StyleForm:
+    """The part of a form that decides the targets of a style picture."""
+
+    layers: tuple[str, ...]
+    pooling: Pooling
+    dtype: str
+
+
+@dataclass(frozen=True)
+class ContentTargets:
+    """The content's feature maps, a tensor a layer."""
+
+    features: list[Any]
+
+
+@dataclass(frozen=True)
+class StyleTargets:
+    """One style's Gram matrices a position, G / M, a tensor a layer.
 
     A Gram matrix is kept a position so that a style of another size than the result compares with it.
     """
 
-    content: list[Any]
-    grams: list[list[Any]]
+    grams: list[Any]
+
+    @property
+    def bytes(self) -> int:
+        """The memory that they take."""
+        return sum(int(np.prod(gram.shape)) * gram.dtype.size for gram in self.grams)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of one transfer, whose content and styles may each have been computed for another."""
+
+    content: ContentTargets
+    styles: list[StyleTargets]
 
 
 class TracedObjective:
@@ -84,20 +131,21 @@ class TracedObjective:
             ],
         )
 
-    def targets(self, content: np.ndarray, styles: list[np.ndarray]) -> Targets:
-        """The targets of preprocessed pictures, (rows, columns, 3)."""
-        return Targets(
-            content=list(self._content(self._tensor(content))),
-            grams=[list(self._grams(self._tensor(style))) for style in styles],
-        )
+    def content_targets(self, content: np.ndarray) -> ContentTargets:
+        """The targets of a preprocessed content, (rows, columns, 3)."""
+        return ContentTargets(list(self._content(self._tensor(content))))
+
+    def style_targets(self, style: np.ndarray) -> StyleTargets:
+        """The targets of a preprocessed style, (rows, columns, 3)."""
+        return StyleTargets(list(self._grams(self._tensor(style))))
 
     def evaluate(self, picture: np.ndarray, targets: Targets, config: TransferConfig) -> Evaluation:
         """The losses of a preprocessed picture under the weights of `config`, and their gradient."""
         form = self.form
         parts, gradient = self._evaluate(
             self._tensor(picture),
-            targets.content,
-            targets.grams,
+            targets.content.features,
+            [style.grams for style in targets.styles],
             self._tensor([config.content_weight, config.style_weight, config.tv_weight]),
             self._tensor(list(config.content_layers.values())),
             self._tensor(list(config.style_layers.values())),

@@ -20,11 +20,16 @@ class Pictures:
 
     def digest(self) -> str:
         """SHA-256 over all pixels and shapes."""
-        sha256 = hashlib.sha256()
-        for picture in (self.content, *self.styles):
-            sha256.update(repr(picture.shape).encode())
-            sha256.update(np.ascontiguousarray(picture).data)
-        return sha256.hexdigest()
+        return digest_of(self.content, *self.styles)
+
+
+def digest_of(*pictures: np.ndarray) -> str:
+    """SHA-256 over all pixels and shapes of pictures, in their order."""
+    sha256 = hashlib.sha256()
+    for picture in pictures:
+        sha256.update(repr(picture.shape).encode())
+        sha256.update(np.ascontiguousarray(picture).data)
+    return sha256.hexdigest()
 
 
 def content_size(config: TransferConfig, content: tuple[int, ...]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from nst_engine.config import TransferConfig
 from nst_engine.evaluation import Evaluation
 from nst_engine.images import preprocess
 from nst_engine.losses import total_variation
-from nst_engine.objective import Form, TracedObjective
+from nst_engine.objective import Form, Targets, TracedObjective
 from nst_engine.samples import content_sample, style_sample
 from nst_engine.weights import Weights
 
@@ -71,13 +71,17 @@ class Case:
     evaluation: Evaluation
 
 
+def targets_of(objective: TracedObjective, content: NDArray[Any], styles: list[NDArray[Any]]) -> Targets:
+    return Targets(objective.content_targets(content), [objective.style_targets(style) for style in styles])
+
+
 def make_case(random_network: Weights, config: TransferConfig, *, dtype: str) -> Case:
     content = preprocess(content_sample(ROWS, COLUMNS))
     styles = [preprocess(style_sample(*shape)) for shape in STYLE_SHAPES]
     # No two equal pixels, where l1 would have a kink.
     picture = content[:, ::-1] + np.random.default_rng(7).normal(0, 8, (ROWS, COLUMNS, 3))
     objective = TracedObjective(Form.of(config, styles=len(styles), dtype=dtype), random_network.kernels, on_cpu=True)
-    targets = objective.targets(content, styles)
+    targets = targets_of(objective, content, styles)
 
     def at(picture: NDArray[Any]) -> Evaluation:
         return objective.evaluate(picture, targets, config)
@@ -180,7 +184,7 @@ def test_the_targets_own_pictures_have_no_loss(random_network: Weights) -> None:
     config = CONFIGS["l1"]
     objective = TracedObjective(Form.of(config, styles=1, dtype="float64"), random_network.kernels, on_cpu=True)
     content, style = preprocess(content_sample(20, 30)), preprocess(style_sample(20, 30))
-    targets = objective.targets(content, [style])
+    targets = targets_of(objective, content, [style])
     at_content, at_style = (objective.evaluate(picture, targets, config).losses for picture in (content, style))
     assert at_content.content == 0
     assert at_style.content > 0
@@ -193,7 +197,7 @@ def test_one_trace_serves_every_size(random_network: Weights) -> None:
     losses = set()
     for rows, columns in ((16, 40), (31, 16), (20, 20)):
         picture = preprocess(content_sample(rows, columns))
-        targets = objective.targets(picture, [preprocess(style_sample(columns, rows))])
+        targets = targets_of(objective, picture, [preprocess(style_sample(columns, rows))])
         evaluation = objective.evaluate(picture, targets, config)
         assert evaluation.gradient.shape == (rows, columns, 3)
         losses.add(evaluation.losses.total)

@@ -191,6 +191,47 @@ def test_a_fresh_engine_gives_the_same_bits(engine: Engine, quick: TransferConfi
     assert_same_end(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param({"content_layers": "block2_conv1"}, id="another content layer"),
+        pytest.param({"content_layers": "block4_conv2"}, id="a deeper content layer"),
+        pytest.param({"gram_normalization": "keras", "tv_weight": 0}, id="other losses"),
+    ],
+)
+def test_an_engine_that_knows_the_style_from_another_job_gives_the_same_bits(
+    quick: TransferConfig, pictures: Pictures, before: dict[str, Any]
+) -> None:
+    cold, points = run(Engine("cpu"), quick, pictures)
+    knowing = Engine("cpu")
+    other = Pictures(np.ascontiguousarray(pictures.content[::-1, :40]), (255 - pictures.styles[0], *pictures.styles))
+    start(knowing, quick.with_overrides(before), other)
+    warm, warm_points = run(knowing, quick, pictures)
+    assert timeless(warm_points) == timeless(points)
+    assert_same_end(warm, cold)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"style_layers": "block1_conv1,block2_conv2"}, id="style layers"),
+        pytest.param({"pooling": "average"}, id="pooling"),
+        pytest.param({"precision": "bfloat16"}, id="precision"),
+        pytest.param({"weights": "random"}, id="weights"),
+    ],
+)
+def test_targets_are_only_used_where_they_are_right(
+    quick: TransferConfig, pictures: Pictures, changes: dict[str, Any]
+) -> None:
+    """Of another network or other layers there are targets of the same pictures, which must not be taken."""
+    config = quick.with_overrides(changes)
+    fresh, _ = start(Engine("cpu"), config, pictures)
+    knowing = Engine("cpu")
+    start(knowing, quick, pictures)
+    state, _ = start(knowing, config, pictures)
+    assert state.evaluation.losses == fresh.evaluation.losses
+
+
 def test_loss_points(engine: Engine, quick: TransferConfig, pictures: Pictures) -> None:
     config = quick.with_overrides(
         {
