@@ -23,11 +23,11 @@ def copy_file(source: Path, part: Path) -> None:
     os.utime(part, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Let a text appear whole under its name, in place of what is there."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Let a file appear whole under its name, in place of what is there: at every moment it is the old or the new."""
     part = part_of(path)
-    with part.open("w", encoding="utf-8", errors="replace") as writer:
-        writer.write(text)
+    with part.open("wb") as writer:
+        writer.write(data)
         writer.flush()
         os.fsync(writer.fileno())
     part.replace(path)
