@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import pickle
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 from nst_engine.transfer import TransferState
-from storage.disk import part_of, sync
+from storage.disk import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +21,7 @@ _TAG: Final = b"nst checkpoint"
 def save(path: Path, state: TransferState) -> None:
     """Write the state to `path`; at every moment there is the old file, the new one or none. Raises OSError."""
     payload = pickle.dumps(state, protocol=pickle.HIGHEST_PROTOCOL)
-    part = part_of(path)
-    with part.open("wb") as file:
-        file.write(_header(payload) + payload)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync(path.parent)
+    write_bytes(path, _header(payload) + payload)
 
 
 def load(path: Path) -> TransferState | None:

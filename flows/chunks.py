@@ -3,10 +3,15 @@ is needed for the next one, so a job can go on in any process that has an engine
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from PIL import Image
 
 from nst_engine.config import TransferConfig
+from nst_engine.images import deprocess
 from nst_engine.pictures import Pictures
 from nst_engine.transfer import Budget, LossPoint, TransferState
 from nst_engine.transfer import advance as advance_state
@@ -14,6 +19,34 @@ from nst_engine.transfer import start as start_state
 
 if TYPE_CHECKING:
     from nst_engine.engine import Engine
+
+SNAPSHOT_SIDE: Final = 1600
+"""Pixels of a snapshot's longer side at the most."""
+_SNAPSHOT_QUALITY: Final = 90
+# A chunk with more of them ends before its time: they all wait in memory until it is done.
+_SNAPSHOTS_A_CHUNK: Final = 32
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked of an optimisation: the pictures and settings, and the state to go on from where there is one.
+
+    It is done in chunks of about `chunk_seconds`, with a snapshot every `snapshot_every` iterations; None: with none.
+    """
+
+    config: TransferConfig
+    pictures: Pictures
+    resume: TransferState | None
+    chunk_seconds: float
+    snapshot_every: int | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The picture after `iteration` iterations, whichever the config keeps in the end, as the bytes of a JPEG file."""
+
+    iteration: int
+    jpeg: bytes
 
 
 @dataclass(frozen=True)
@@ -28,12 +61,13 @@ class Environment:
 
 @dataclass(frozen=True)
 class Stretch:
-    """What is new after a chunk: its loss points, and how far the optimisation is.
+    """What is new after a chunk: its loss points and snapshots, and how far the optimisation is.
 
     `iteration` iterations are done and `seconds` were spent optimising since the start, whatever the stops.
     """
 
     points: tuple[LossPoint, ...]
+    snapshots: tuple[Snapshot, ...]
     iteration: int
     finished: bool
     converged: bool
@@ -54,23 +88,43 @@ class Chunk:
     stretch: Stretch
 
 
-def begin(engine: Engine, config: TransferConfig, pictures: Pictures) -> Chunk:
+def begin(engine: Engine, config: TransferConfig, pictures: Pictures, *, snapshot_every: int | None) -> Chunk:
     """The chunk before the first iteration, with the loss of the initial picture; raises as `transfer.start`."""
     state, point = start_state(engine, config, pictures)
-    return _chunk(engine, state, [point])
+    return _chunk(engine, state, [point], [] if snapshot_every is None else [take_snapshot(state)])
 
 
 def resume(engine: Engine, state: TransferState) -> Chunk:
-    """A chunk that holds `state` and no new loss point: no work is done."""
-    return _chunk(engine, state, [])
+    """A chunk that holds `state` and nothing new: no work is done."""
+    return _chunk(engine, state, [], [])
 
 
-def advance(engine: Engine, chunk: Chunk, *, seconds: float) -> Chunk:
+def advance(engine: Engine, chunk: Chunk, *, seconds: float, snapshot_every: int | None) -> Chunk:
     """The chunk after `chunk`, of about so many seconds and at least one iteration; raises as `transfer.advance`."""
-    return _chunk(engine, *advance_state(engine, chunk.state, Budget(seconds=seconds)))
+    ends = monotonic() + seconds
+    state, points, snapshots = chunk.state, list[LossPoint](), list[Snapshot]()
+    while True:
+        until_due = None if snapshot_every is None else snapshot_every - state.iteration % snapshot_every
+        budget = Budget(iterations=until_due, seconds=ends - monotonic())
+        state, new = advance_state(engine, state, budget)
+        points += new
+        if len(new) == until_due:
+            snapshots.append(take_snapshot(state))
+        if state.finished or monotonic() >= ends or len(snapshots) == _SNAPSHOTS_A_CHUNK:
+            return _chunk(engine, state, points, snapshots)
 
 
-def _chunk(engine: Engine, state: TransferState, points: list[LossPoint]) -> Chunk:
+def take_snapshot(state: TransferState) -> Snapshot:
+    """The current picture of a state, at most SNAPSHOT_SIDE long."""
+    image = Image.fromarray(deprocess(state.picture))
+    image.thumbnail((SNAPSHOT_SIDE, SNAPSHOT_SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    # Colours at full resolution: strokes are as fine as outlines.
+    image.save(file, "JPEG", quality=_SNAPSHOT_QUALITY, subsampling="4:4:4")
+    return Snapshot(state.iteration, file.getvalue())
+
+
+def _chunk(engine: Engine, state: TransferState, points: list[LossPoint], snapshots: list[Snapshot]) -> Chunk:
     environment = Environment(
         weights_name=state.weights_name,
         weights_sha256=state.weights_sha256,
@@ -79,6 +133,7 @@ def _chunk(engine: Engine, state: TransferState, points: list[LossPoint]) -> Chu
     )
     stretch = Stretch(
         points=tuple(points),
+        snapshots=tuple(snapshots),
         iteration=state.iteration,
         finished=state.finished,
         converged=state.converged,

@@ -18,10 +18,8 @@ from distributed import Client, Future, KilledWorker
 from distributed.client import FutureCancelledError
 
 from flows import gpu
-from flows.chunks import Chunk, Stretch
+from flows.chunks import Chunk, Stretch, Work
 from flows.errors import ClusterLostError, WorkerLostError
-from nst_engine.config import TransferConfig
-from nst_engine.pictures import Pictures
 from nst_engine.transfer import TransferState
 
 logger = logging.getLogger(__name__)
@@ -59,22 +57,10 @@ class _TaskError(Exception):
 class Conversation:
     """See RemoteOptimisation, which is its face. Everything here runs in one event loop."""
 
-    def __init__(
-        self,
-        address: str,
-        config: TransferConfig,
-        pictures: Pictures,
-        *,
-        resume: TransferState | None,
-        chunk_seconds: float,
-        priority: float,
-        patience_seconds: float,
-    ) -> None:
+    def __init__(self, address: str, work: Work, *, priority: float, patience_seconds: float) -> None:
         self._address = address
-        self._config = config
-        self._pictures = pictures
-        self._fetched = resume
-        self._chunk_seconds = chunk_seconds
+        self._work = work
+        self._fetched = work.resume
         self._priority = priority
         self._patience_seconds = patience_seconds
         self._client: Client | None = None
@@ -153,7 +139,7 @@ class Conversation:
 
     async def _follow(self, client: Client) -> Stretch:
         piece = self._ahead or await self._start(client)
-        self._ahead = self._then(client, gpu.advance, piece.chunk, self._chunk_seconds)
+        self._ahead = self._then(client, gpu.advance, piece.chunk, self._work.chunk_seconds, self._work.snapshot_every)
         stretch: Stretch = await _result(client, piece.report)
         if stretch.begins_after != self._iteration:
             # Dask repeated a chunk at the very moment of its release: this one does not follow the last.
@@ -167,11 +153,11 @@ class Conversation:
 
     async def _start(self, client: Client) -> _Piece:
         await self._wait_for_worker(client)
-        data = self._fetched or self._pictures
+        data = self._fetched or self._work.pictures
         self._handed_over = await client.scatter(data, hash=False)  # type: ignore[no-untyped-call]
         self._iteration = self._fetched_iteration()
         if self._fetched is None:
-            return self._then(client, gpu.begin, self._config, self._handed_over)
+            return self._then(client, gpu.begin, self._work.config, self._handed_over, self._work.snapshot_every)
         return self._then(client, gpu.resume, self._handed_over)
 
     def _then(self, client: Client, function: Any, *arguments: Any) -> _Piece:

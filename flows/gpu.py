@@ -78,9 +78,11 @@ class EnginePlugin(WorkerPlugin):
 # Dask's submit() takes `priority=` for itself, so it is given by position here.
 
 
-def begin(config: TransferConfig, pictures: Pictures, priority: float) -> Chunk:
+def begin(config: TransferConfig, pictures: Pictures, snapshot_every: int | None, priority: float) -> Chunk:
     """See `chunks.begin`."""
-    return _turns[0].take(priority, lambda engine: chunks.begin(engine, config, pictures))
+    return _turns[0].take(
+        priority, lambda engine: chunks.begin(engine, config, pictures, snapshot_every=snapshot_every)
+    )
 
 
 def resume(state: TransferState, priority: float) -> Chunk:
@@ -88,9 +90,11 @@ def resume(state: TransferState, priority: float) -> Chunk:
     return _turns[0].take(priority, lambda engine: chunks.resume(engine, state))
 
 
-def advance(chunk: Chunk, seconds: float, priority: float) -> Chunk:
+def advance(chunk: Chunk, seconds: float, snapshot_every: int | None, priority: float) -> Chunk:
     """See `chunks.advance`."""
-    return _turns[0].take(priority, lambda engine: chunks.advance(engine, chunk, seconds=seconds))
+    return _turns[0].take(
+        priority, lambda engine: chunks.advance(engine, chunk, seconds=seconds, snapshot_every=snapshot_every)
+    )
 
 
 def report(chunk: Chunk) -> Stretch:

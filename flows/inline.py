@@ -10,7 +10,8 @@ from types import FrameType
 from typing import Any
 
 from flows.claim import claim
-from flows.errors import OrchestrationError
+from flows.drop_settings import snapshots_problem
+from flows.errors import OrchestrationError, SettingsError
 from flows.local_api import prepare_api
 from flows.reuse import reuse_twin
 from flows.settings import Settings
@@ -35,6 +36,7 @@ def run_inline(
     overrides: Mapping[str, Any],
     force: bool = False,
     name: str | None = None,
+    snapshot_every: int | None = None,
 ) -> Job:
     """Make a job of the pictures, run its flow here and return the completed job.
 
@@ -44,6 +46,8 @@ def run_inline(
     KeyboardInterrupt, also on SIGTERM, after the job has been cancelled.
     """
     config = _with_absolute_weights(find_preset(preset).config.with_overrides(overrides))
+    if snapshot_every is not None and (problem := snapshots_problem(snapshot_every, iterations=config.iterations)):
+        raise SettingsError(f"--snapshot-every {problem}")
     workspace = Workspace(settings.home)
     destination = out.expanduser().absolute() if out else None
     check_writable(destination or workspace.outbox)
@@ -62,6 +66,7 @@ def run_inline(
             config=config,
             max_pixels=settings.max_pixels,
             name=name,
+            snapshot_every=snapshot_every,
         )
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:

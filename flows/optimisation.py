@@ -11,15 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 from flows import chunks
-from flows.chunks import Chunk, Environment, Stretch
-from nst_engine.config import TransferConfig
-from nst_engine.pictures import Pictures
+from flows.chunks import Chunk, Environment, Stretch, Work
 from nst_engine.transfer import TransferState
 
 if TYPE_CHECKING:
     from nst_engine.engine import Engine
 
-__all__ = ["Environment", "LocalOptimisation", "Optimisation", "RemoteOptimisation", "Stretch"]
+__all__ = ["Environment", "LocalOptimisation", "Optimisation", "RemoteOptimisation", "Stretch", "Work"]
 
 # The caller hears of us at least this often: it has a lease to renew and may have been told to stop.
 _PULSE_SECONDS: Final = 0.5
@@ -53,25 +51,11 @@ class Optimisation(Protocol):
 
 
 class LocalOptimisation:
-    """The optimisation in this process, on `engine`, from `resume` on where that is given.
+    """The optimisation in this process, on `engine`. Leaving it in the middle of a chunk waits for that chunk."""
 
-    Leaving it in the middle of a chunk waits for that chunk.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        config: TransferConfig,
-        pictures: Pictures,
-        *,
-        resume: TransferState | None,
-        chunk_seconds: float,
-    ) -> None:
+    def __init__(self, engine: Engine, work: Work) -> None:
         self._engine = engine
-        self._config = config
-        self._pictures = pictures
-        self._resume = resume
-        self._chunk_seconds = chunk_seconds
+        self._work = work
         self._chunk: Chunk | None = None
         # One iteration may take minutes on a CPU: it must not keep the caller from its lease.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="optimise")
@@ -86,16 +70,19 @@ class LocalOptimisation:
 
     def stretches(self) -> Iterator[Stretch | None]:
         """See Optimisation."""
-        if self._resume is None:
-            work = self._thread.submit(chunks.begin, self._engine, self._config, self._pictures)
+        work, every = self._work, self._work.snapshot_every
+        if work.resume is None:
+            step = self._thread.submit(chunks.begin, self._engine, work.config, work.pictures, snapshot_every=every)
         else:
-            work = self._thread.submit(chunks.resume, self._engine, self._resume)
+            step = self._thread.submit(chunks.resume, self._engine, work.resume)
         while True:
-            self._chunk = chunk = yield from _pulse(work)
+            self._chunk = chunk = yield from _pulse(step)
             yield chunk.stretch
             if chunk.stretch.finished:
                 return
-            work = self._thread.submit(chunks.advance, self._engine, chunk, seconds=self._chunk_seconds)
+            step = self._thread.submit(
+                chunks.advance, self._engine, chunk, seconds=work.chunk_seconds, snapshot_every=every
+            )
 
     def state(self) -> TransferState:
         """See Optimisation."""
@@ -105,37 +92,19 @@ class LocalOptimisation:
 
 
 class RemoteOptimisation:
-    """The optimisation on a GPU worker of the Dask cluster at `address` ("tcp://host:port"), from `resume` on where
-    that is given. Where jobs wait for the same GPU, the chunks of higher `priority` go first.
+    """The optimisation on a GPU worker of the Dask cluster at `address` ("tcp://host:port"). Where jobs wait for the
+    same GPU, the chunks of higher `priority` go first.
 
     A lost worker or scheduler costs what was computed since the last `state()`. Raises ClusterLostError when no
     scheduler answered for `patience_seconds`, and WorkerLostError when the job's workers die again and again at
     the same place.
     """
 
-    def __init__(
-        self,
-        address: str,
-        config: TransferConfig,
-        pictures: Pictures,
-        *,
-        resume: TransferState | None,
-        chunk_seconds: float,
-        priority: float,
-        patience_seconds: float,
-    ) -> None:
+    def __init__(self, address: str, work: Work, *, priority: float, patience_seconds: float) -> None:
         # Imported here: Dask costs a second, and `nst run` needs none.
         from flows.conversation import Conversation
 
-        self._conversation = Conversation(
-            address,
-            config,
-            pictures,
-            resume=resume,
-            chunk_seconds=chunk_seconds,
-            priority=priority,
-            patience_seconds=patience_seconds,
-        )
+        self._conversation = Conversation(address, work, priority=priority, patience_seconds=patience_seconds)
         # Dask's own blocking client would keep the caller from its lease whenever the cluster hangs.
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread
@@ -175,11 +144,11 @@ class RemoteOptimisation:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
 
-def _pulse(work: Future[Value]) -> Generator[None, None, Value]:
-    """None again and again until the work is done, then its result."""
-    while not wait([work], timeout=_PULSE_SECONDS).done:
+def _pulse(step: Future[Value]) -> Generator[None, None, Value]:
+    """None again and again until the step is done, then its result."""
+    while not wait([step], timeout=_PULSE_SECONDS).done:
         yield None
-    return work.result()
+    return step.result()
 
 
 async def _cancel_other_tasks() -> None:

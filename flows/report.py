@@ -15,6 +15,8 @@ from storage.models import Attempt, Job, LossPoint, Source
 RESULT: Final = "result.png"
 LOSS_PLOT: Final = "loss.png"
 RECORD: Final = "job.json"
+SNAPSHOTS: Final = "snapshots"
+TIMELAPSE: Final = "timelapse.webp"
 RANDOM_REMARK = (
     "Made with seeded random weights, not with those trained on ImageNet: textures and colours are transferred, "
     "shapes are not understood."
@@ -37,6 +39,7 @@ def job_document(job: Job) -> dict[str, Any]:
         "error": job.error,
         "preset": job.preset,
         "config": job.config,
+        "snapshot_every": job.snapshot_every,
         "weights": {"name": job.weights_name, "sha256": job.weights_sha256},
         "remark": RANDOM_REMARK if job.weights_name == RANDOM_WEIGHTS else None,
         "precision": job.precision,
@@ -83,9 +86,10 @@ def used_settings(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def result_files(job: Job) -> dict[str, str]:
-    """The names of a result folder's files by what they are: result, loss_plot, record, content, style(s)."""
+    """The names of a result folder's files by what they are: result, loss_plot, record, sources, timelapse."""
     sources = {Path(source.file_name).stem: source.file_name for source in job.sources}
-    return {"result": RESULT, "loss_plot": LOSS_PLOT, "record": RECORD} | sources
+    timelapse = {} if job.snapshot_every is None else {"timelapse": TIMELAPSE}
+    return {"result": RESULT, "loss_plot": LOSS_PLOT, "record": RECORD} | sources | timelapse
 
 
 def loss_rows(losses: Sequence[LossPoint]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flows import checkpoint
 from flows.errors import ClusterLostError, WorkerLostError
-from flows.optimisation import LocalOptimisation, RemoteOptimisation, Stretch
+from flows.optimisation import LocalOptimisation, RemoteOptimisation, Stretch, Work
 from nst_engine.config import TransferConfig
 from nst_engine.errors import EngineError, NotFiniteError
 from nst_engine.pictures import Pictures, fit_pictures
@@ -40,8 +40,9 @@ class Cluster(ClusterProcesses):
         self.wait_for_workers()
 
     def optimise(self, job: Job, **options: Any) -> RemoteOptimisation:
-        options = {"resume": None, "priority": 0.0, "patience_seconds": 30.0} | options
-        return RemoteOptimisation(self.address, job.config, job.pictures, chunk_seconds=CHUNK_SECONDS, **options)
+        resume = options.pop("resume", None)
+        options = {"priority": 0.0, "patience_seconds": 30.0} | options
+        return RemoteOptimisation(self.address, job.work(resume), **options)
 
     def worker_process(self) -> psutil.Process:
         return worker_process(self.worker)
@@ -61,6 +62,9 @@ class Job:
 
     def with_(self, **settings: Any) -> Job:
         return replace(self, config=self.config.with_overrides(settings))
+
+    def work(self, resume: TransferState | None = None) -> Work:
+        return Work(self.config, self.pictures, resume=resume, chunk_seconds=CHUNK_SECONDS, snapshot_every=None)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def job(content: NDArray[np.uint8], style: NDArray[np.uint8]) -> Job:
 
 
 def local(engine: Engine, job: Job, *, resume: TransferState | None = None) -> LocalOptimisation:
-    return LocalOptimisation(engine, job.config, job.pictures, resume=resume, chunk_seconds=CHUNK_SECONDS)
+    return LocalOptimisation(engine, job.work(resume))
 
 
 @pytest.fixture(scope="module")
@@ -297,9 +301,7 @@ def test_a_job_whose_worker_dies_at_the_same_place_fails(cluster: Cluster, job: 
 def without_scheduler(job: Job, tmp_path: Path) -> RemoteOptimisation:
     with ClusterProcesses(tmp_path) as nobody:
         address = nobody.address
-    return RemoteOptimisation(
-        address, job.config, job.pictures, resume=None, chunk_seconds=1, priority=0, patience_seconds=1.5
-    )
+    return RemoteOptimisation(address, job.work(), priority=0, patience_seconds=1.5)
 
 
 def test_no_scheduler_is_an_error_when_patience_ends(without_scheduler: RemoteOptimisation) -> None:
