@@ -1,11 +1,12 @@
 """The settings file beside a drop, NAME.toml or settings.toml: any setting of a transfer over a preset, and what
-only a drop has (its preset, name, priority, force). Whatever is wrong with it is one sentence with its line."""
+only a drop has (its preset, name, priority, force, snapshot_every). Whatever is wrong with it is one sentence with its
+line."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,11 @@ MAX_BYTES: Final = 1_000_000
 MAX_LINE: Final = 2000
 """Characters. The parser takes gigabytes for a key of 100,000 parts."""
 MAX_PRIORITY: Final = 10
-_OWN_KEYS: Final = ("preset", "name", "priority", "force")
+MAX_SNAPSHOTS: Final = 1000
+_OWN_KEYS: Final = ("preset", "name", "priority", "force", "snapshot_every")
+ALL_PAIRS: Final = "all"
+PAIRS_CHOICES: Final = (ALL_PAIRS, "pairs.csv")
+"""What a collection's settings may say of its pairs."""
 _LAYER_KEYS: Final = ("content_layers", "style_layers")
 _NAMED_WEIGHTS: Final = ("imagenet", RANDOM_WEIGHTS)
 _SYNTAX_PLACE: Final = re.compile(r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
@@ -39,13 +44,25 @@ _STATEMENT: Final = re.compile(
 
 @dataclass(frozen=True)
 class DropSettings:
-    """What a drop asks for. `priority` is -10..10, higher first; `force` computes again what is already done."""
+    """What a drop asks for. `priority` is -10..10, higher first; `force` computes again what is already done; the
+    picture after every `snapshot_every` iterations is kept.
+    """
 
     preset: str
     config: TransferConfig
     name: str | None = None
     priority: int = 0
     force: bool = False
+    snapshot_every: int | None = None
+
+
+@dataclass(frozen=True)
+class SettingsFile:
+    """What a settings file gives: the whole config, a transfer's settings as they stand in it, and the other keys."""
+
+    config: TransferConfig
+    overrides: Mapping[str, Any]
+    own: Mapping[str, Any]
 
 
 def read_drop_settings(path: Path | None, *, preset: str) -> DropSettings:
@@ -56,34 +73,82 @@ def read_drop_settings(path: Path | None, *, preset: str) -> DropSettings:
     default = DropSettings(preset, find_preset(preset).config)
     if path is None:
         return default
-    text = _text(path)
+    given = read_settings_file(path, preset=preset, own_keys=_OWN_KEYS)
+    return replace(default, config=given.config, **given.own)
+
+
+def read_settings_file(path: Path, *, preset: str, own_keys: Collection[str]) -> SettingsFile:
+    """What the file at `path` gives over the preset it names, else over `preset`; beside a transfer's settings it may
+    have the `own_keys`.
+
+    Raises ConfigError, one sentence with the file, the line and the key.
+    """
+    default = find_preset(preset)
+    text = read_text(path, max_bytes=MAX_BYTES, what="a file of settings is a few lines of TOML")
     given = _parse(text, path)
     for key, value in given.items():
-        if problem := _problem(key, value):
+        if problem := setting_problem(key, value, own_keys=own_keys):
             raise ConfigError(f"{_place(path, text, key)}: {key}{problem}")
     try:
         base = find_preset(given["preset"]).config if "preset" in given else default.config
     except ConfigError as error:
         raise ConfigError(f"{_place(path, text, 'preset')}: {error}") from error
-    overrides = {key: value for key, value in given.items() if key not in _OWN_KEYS}
+    overrides = {key: value for key, value in given.items() if key not in own_keys}
     try:
         config = base.with_overrides(overrides)
     except ConfigError as error:
         raise ConfigError(f"{_place(path, text, *_culprit(base, overrides, str(error)))}: {error}") from error
-    own = {key: given[key] for key in _OWN_KEYS if key in given}
-    return replace(default, config=config, **own)
+    if "snapshot_every" in given:
+        problem = snapshots_problem(given["snapshot_every"], iterations=config.iterations)
+        if problem:
+            raise ConfigError(f"{_place(path, text, 'snapshot_every')}: snapshot_every = {problem}")
+    return SettingsFile(config, overrides, {key: given[key] for key in own_keys if key in given})
 
 
-def _text(path: Path) -> str:
+def setting_problem(key: str, value: Any, *, own_keys: Collection[str]) -> str | None:
+    """What is wrong with a key, or with a value that no TransferConfig would refuse; to be said after the key."""
+    if key not in own_keys and key not in TransferConfig.model_fields:
+        return f": there is no such setting{did_you_mean(key, (*TransferConfig.model_fields, *own_keys))}"
+    if key in ("preset", "name") and not (isinstance(value, str) and value.strip()):
+        return f' = {value!r}: is not a {key}; write it in quotes, as in {key} = "default".'
+    if key == "priority" and (type(value) is not int or abs(value) > MAX_PRIORITY):
+        return f" = {value!r}: is not a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}; higher goes first."
+    if key == "pairs" and value not in PAIRS_CHOICES:
+        return f" = {value!r}: is none of {', '.join(map(repr, PAIRS_CHOICES))}; write one of them, in quotes."
+    if key == "force" and not isinstance(value, bool):
+        return f" = {value!r}: is neither true nor false; write one of them, without quotes."
+    if key == "weights" and isinstance(value, str) and value not in _NAMED_WEIGHTS and not Path(value).is_absolute():
+        return f" = {value}: is a relative path; give the absolute path of a file, or imagenet or random."
+    return None
+
+
+def snapshots_problem(every: object, *, iterations: int) -> str | None:
+    """What is wrong with a snapshot every so many of the iterations, from its value on; None where nothing is."""
+    if type(every) is not int or every < 1:
+        return f"{every!r}: is not a whole number of iterations from 1 on."
+    number = iterations // every + 1
+    if number > MAX_SNAPSHOTS:
+        return (
+            f"{every}: makes {number} snapshots of {iterations} iterations, and a job keeps at most {MAX_SNAPSHOTS}; "
+            f"give {iterations // MAX_SNAPSHOTS + 1} or more."
+        )
+    return None
+
+
+def read_text(path: Path, *, max_bytes: int, what: str) -> str:
+    """The UTF-8 text in a file, its lines ended by \\n alone; raises ConfigError, one sentence with the file.
+
+    A file of more than `max_bytes` (millions) is refused; `what` says what it should be instead.
+    """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); mend its permissions or drop it again."
         ) from error
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}: is larger than 1 MB; a file of settings is a few lines of TOML.")
+    if len(data) > max_bytes:
+        raise ConfigError(f"{path}: is larger than {max_bytes // 1_000_000} MB; {what}.")
     try:
         # Editors on Windows begin UTF-8 with a mark.
         return data.decode("utf-8-sig").replace("\r\n", "\n")
@@ -109,21 +174,6 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}, line {line}: is not valid TOML ({what[0].lower()}{what[1:]}{column}); mend that line."
         ) from error
-
-
-def _problem(key: str, value: Any) -> str | None:
-    """What is wrong with a key as such, or with a value that no TransferConfig would refuse."""
-    if key not in _OWN_KEYS and key not in TransferConfig.model_fields:
-        return f": there is no such setting{did_you_mean(key, (*TransferConfig.model_fields, *_OWN_KEYS))}"
-    if key in ("preset", "name") and not (isinstance(value, str) and value.strip()):
-        return f' = {value!r}: is not a {key}; write it in quotes, as in {key} = "default".'
-    if key == "priority" and (type(value) is not int or abs(value) > MAX_PRIORITY):
-        return f" = {value!r}: is not a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}; higher goes first."
-    if key == "force" and not isinstance(value, bool):
-        return f" = {value!r}: is neither true nor false; write one of them, without quotes."
-    if key == "weights" and isinstance(value, str) and value not in _NAMED_WEIGHTS and not Path(value).is_absolute():
-        return f" = {value}: is a relative path; give the absolute path of a file, or imagenet or random."
-    return None
 
 
 def _culprit(base: TransferConfig, overrides: Mapping[str, Any], sentence: str) -> tuple[str, ...]:
