@@ -1,0 +1,34 @@
+"""The database behind the gallery: opened when it is first there, and again when another file has taken its place.
+Looking makes none."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from storage.database import Database, open_database
+from storage.errors import DatabaseError
+
+
+class Memory:
+    """One database for all threads of this process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._opened: tuple[tuple[int, int], Database] | None = None
+
+    def database(self) -> Database:
+        """The database as it is now; raises DatabaseError where there is none or it does not open."""
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise DatabaseError(f"There is no database {self._path} ({error.strerror}); `nst up` makes it.") from error
+        file = (status.st_dev, status.st_ino)
+        with self._lock:
+            if self._opened is None or self._opened[0] != file:
+                if self._opened is not None:
+                    self._opened[1].close()
+                    self._opened = None
+                self._opened = (file, open_database(self._path))
+            return self._opened[1]
