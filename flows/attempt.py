@@ -30,6 +30,9 @@ _RENEWALS_A_LEASE: Final = 6
 burst_stop: ContextVar[threading.Event | None] = ContextVar("burst_stop", default=None)
 """Set while a job runs as part of a burst: the event that tells it to stop and be taken up again later."""
 
+night_run: ContextVar[str | None] = ContextVar("night_run", default=None)
+"""Set while a night runs: the id of its flow run, which has the jobs of the bulk runs within."""
+
 
 def is_service_run() -> bool:
     """Whether the service has started this flow run; else `nst run` has, and waits for it."""
@@ -142,5 +145,8 @@ def _ask(run_id: str, cancelled: threading.Event, done: threading.Event, warn: C
 
 
 def cancelled_in_prefect(run_id: str) -> bool:
-    """Whether somebody has cancelled this flow run; OrchestrationError when Prefect is away."""
-    return Runs.states([run_id])[run_id] is RunState.CANCELLED
+    """Whether somebody has cancelled this flow run, as far as Prefect can tell."""
+    try:
+        return Runs.states([run_id])[run_id] is RunState.CANCELLED
+    except OrchestrationError:
+        return False

@@ -20,8 +20,8 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows.attempt import burst_stop, cancelled_in_prefect
-from flows.errors import OrchestrationError
+from flows.attempt import burst_stop, cancelled_in_prefect, night_run
+from flows.reuse import reuse_or_fail
 from flows.settings import Settings, load_settings
 from flows.stylize import stylize
 from storage.database import open_database
@@ -49,10 +49,11 @@ def bulk(submissions: Mapping[str, int], home: str) -> Any:
         if flow_run.run_count > 1:
             submissions = _taken_up_again(store, submissions, settings)
         try:
-            with _keeping_leases(store, settings, str(flow_run.id)):
+            with _keeping_leases(store, settings, night_run.get() or str(flow_run.id)):
                 _run_all(store, submissions, settings, stop)
         except (KeyboardInterrupt, TerminationSignal):
-            if _cancelled():
+            # A night cancels all its jobs itself.
+            if night_run.get() is None and cancelled_in_prefect(str(flow_run.id)):
                 for job_id in submissions:
                     _cancel(store, job_id)
             raise
@@ -86,7 +87,7 @@ def _run_all(store: JobStore, submissions: Mapping[str, int], settings: Settings
                     if store.state_of(job_id) is not JobState.PENDING:
                         continue
                     context = contextvars.copy_context()
-                    running[pool.submit(context.run, _run_one, job_id, submission, settings)] = job_id
+                    running[pool.submit(context.run, _run_one, store, job_id, submission, settings)] = job_id
                     if len(running) >= settings.bulk_at_once:
                         break
                 if not running:
@@ -101,7 +102,10 @@ def _run_all(store: JobStore, submissions: Mapping[str, int], settings: Settings
             stop.set()
 
 
-def _run_one(job_id: str, submission: int, settings: Settings) -> State[Any]:
+def _run_one(store: JobStore, job_id: str, submission: int, settings: Settings) -> State[Any]:
+    # Another of this run, or a drop, may have made the same meanwhile.
+    if reuse_or_fail(store, Workspace(settings.home), store.get(job_id)):
+        return Completed()
     # Prefect's types know this call as one that may have to be awaited, which it is not for this flow.
     return cast("State[Any]", stylize(job_id, str(settings.home), submission=submission, return_state=True))
 
@@ -128,13 +132,6 @@ def _keeping_leases(store: JobStore, settings: Settings, run_id: str) -> Iterato
     finally:
         done.set()
         keeper.join()
-
-
-def _cancelled() -> bool:
-    try:
-        return cancelled_in_prefect(str(flow_run.id))
-    except OrchestrationError:
-        return False
 
 
 def _cancel(store: JobStore, job_id: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.drop_settings import DropSettings
+from flows.errors import PictureGoneError
 from flows.fingerprint import fingerprint
 from flows.inbox import Drop, is_litter
 from nst_engine.config import TransferConfig
@@ -29,7 +30,12 @@ from storage.workspace import Workspace, safe_name, sha256_of
 # How long `nst run` may take from its job to the job's first attempt; Prefect's first start is most of it.
 _OWN_START: Final = timedelta(minutes=10)
 
-_TAKEN_NAMES: Final = frozenset({"result", "checkpoint", "best.png", "result.png", "loss.png", "job.json"})
+_TAKEN_NAMES: Final = frozenset(
+    {
+        *("result", "checkpoint", "best.png", "preview.jpg", "snapshots"),
+        *("result.png", "loss.png", "job.json", "timelapse.webp"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ def claim(
     config: TransferConfig,
     max_pixels: int,
     name: str | None = None,
+    snapshot_every: int | None = None,
 ) -> Job:
     """A pending job made from copies of the pictures, for this process to run; they themselves stay where they are.
 
@@ -79,14 +86,15 @@ def claim(
     for path in (content, *styles):
         require_file(path)
     pictures = [(path, CheckedPicture.of(path, max_pixels=max_pixels)) for path in (content, *styles)]
-    sources = _sources(pictures, config)
+    sources = sources_of(pictures, config)
     job = store.create(
         NewJob(
             name=safe_name(name or "_".join(path.stem for path in (content, *styles))),
             preset=preset,
             config=config.model_dump(),
             sources=sources,
-            fingerprint=fingerprint(sources, config),
+            fingerprint=fingerprint(sources, config, snapshot_every=snapshot_every),
+            snapshot_every=snapshot_every,
             lease_until=utc_now() + _OWN_START,
         )
     )
@@ -117,7 +125,7 @@ def claim_drop(
     """
     paths = [workspace.inbox / path for path in (drop.content, *drop.styles)]
     checked = list(zip(paths, pictures, strict=True))
-    sources = _sources(checked, settings.config)
+    sources = sources_of(checked, settings.config)
     names = {path: source.file_name for path, source in zip(paths, sources, strict=True)}
     further = [path for path in drop.taken if workspace.inbox / path not in names]
     for path in further:
@@ -130,7 +138,10 @@ def claim_drop(
             config=settings.config.model_dump(),
             sources=sources,
             # A job that is to be computed whatever has been done before is like no other.
-            fingerprint=None if settings.force else fingerprint(sources, settings.config),
+            fingerprint=None
+            if settings.force
+            else fingerprint(sources, settings.config, snapshot_every=settings.snapshot_every),
+            snapshot_every=settings.snapshot_every,
             priority=settings.priority,
             manifest=Manifest(
                 moves={path: name for path, name in names.items() if path in taken},
@@ -189,6 +200,28 @@ def finish_claims(store: JobStore, workspace: Workspace) -> list[StuckClaim]:
     return stuck
 
 
+def bring_pictures(workspace: Workspace, job: Job) -> None:
+    """Copy the pictures of a collection's job into its folder, unless they are there; any other job has its own.
+
+    Raises PictureGoneError when one is no longer there or no longer what the job was made of, WorkspaceError where
+    the disk refuses.
+    """
+    if job.collection is None:
+        return
+    for source in job.sources:
+        copy, original = workspace.job_folder(job.id) / source.file_name, Path(source.original_path)
+        if copy.exists() and sha256_of(copy) == source.sha256:
+            continue
+        if not original.exists():
+            raise PictureGoneError(f"{original} is gone; put it back and try again with `nst retry {job.id}`.")
+        workspace.copy_source(job.id, original, source.file_name)
+        if sha256_of(copy) != source.sha256:
+            copy.unlink()
+            raise PictureGoneError(
+                f"{original} has changed since its job was made; the next night takes it as it is then."
+            )
+
+
 def copy_dropped_files(job: Job, origin: Path, to: Path) -> None:
     """Copy the job's pictures, and what else was dropped with them, from one folder to another."""
     names = [source.file_name for source in job.sources]
@@ -237,7 +270,7 @@ def _has_its_pictures(workspace: Workspace, job: Job) -> bool:
     return True
 
 
-def _sources(pictures: Sequence[tuple[Path, CheckedPicture]], config: TransferConfig) -> list[NewSource]:
+def sources_of(pictures: Sequence[tuple[Path, CheckedPicture]], config: TransferConfig) -> list[NewSource]:
     """The sources of a job, content first; ImageError, which names the file, when one is too narrow."""
     (content_path, content), *styles = pictures
     with _naming(content_path):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import service_commands
+from flows import bulk_command, collection_commands, gallery_commands, service_commands
 from flows.options import (
     Device,
     Force,
@@ -38,6 +38,9 @@ app = typer.Typer(
 )
 
 service_commands.register(app)
+gallery_commands.register(app)
+collection_commands.register(app)
+bulk_command.register(app)
 
 
 @app.command()
@@ -57,6 +60,9 @@ def run(
     device: Device = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the noise, with init=noise.")] = None,
+    snapshot_every: Annotated[
+        int | None, typer.Option(metavar="N", help="Keep the picture after every N iterations, and a timelapse.")
+    ] = None,
     force: Force = False,
     home: Home = None,
     as_json: Json = False,
@@ -82,6 +88,7 @@ def run(
         force=force,
         home=home,
         as_json=as_json,
+        snapshot_every=snapshot_every,
     )
 
 
@@ -141,6 +148,7 @@ def _run_job(
     home: Path | None,
     as_json: bool,
     name: str | None = None,
+    snapshot_every: int | None = None,
 ) -> None:
     from flows.inline import run_inline
     from flows.report import job_document
@@ -156,6 +164,7 @@ def _run_job(
             overrides=overrides,
             force=force,
             name=name,
+            snapshot_every=snapshot_every,
         )
     except KeyboardInterrupt:
         # Typer would say nothing.
@@ -219,7 +228,7 @@ def jobs(
             job.preset,
             local_time(job.created_at),
             f"{losses[job.id].total:.6g}" if job.id in losses else "-",
-            job.result_folder or job.error or "-",
+            job.error or job.result_folder or "-",
         ]
         for job in found
     ]

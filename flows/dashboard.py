@@ -7,6 +7,7 @@ import base64
 import contextvars
 import html
 import io
+import os
 import re
 import string
 import sys
@@ -22,6 +23,7 @@ from PIL import Image
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
+from flows.gallery.links import GALLERY_URL, ServerLinks
 from flows.progress import Progress
 from flows.report import LOSS_PLOT, RANDOM_REMARK, RESULT, used_settings
 from flows.runs import prefect_client
@@ -58,7 +60,7 @@ _TEXT_LENGTH: Final = 500
 _NAME_LENGTH: Final = 40
 
 
-class _Sender:
+class Sender:
     """Calls Prefect one call after another in a thread of its own; of the calls that wait, only the newest is made.
 
     Prefect's client retries for minutes where the API is away, and longer where a proxy tells it to; nobody
@@ -117,7 +119,7 @@ class ProgressArtifact:
     def __init__(self, job_name: str, *, clock: Callable[[], float]) -> None:
         self._name = job_name
         self._clock = clock
-        self._sender = _Sender("the progress")
+        self._sender = Sender("the progress")
         self._id: UUID | None = None
         self._progress: Progress | None = None
         self._sent = clock()
@@ -192,7 +194,7 @@ def publish_inbox(reasons: Sequence[str]) -> None:
 
 
 def _publish(job: Job, page: str, description: str) -> None:
-    sender = _Sender("the report")
+    sender = Sender("the report")
     sender.send(
         lambda: cast("None", create_markdown_artifact(page, key=f"job-{job.id.lower()}", description=description))
     )
@@ -214,7 +216,16 @@ def _finished(name: str, last: Progress | None) -> str:
 
 def _page(job: Job, parts: Sequence[str]) -> str:
     # One HTML block, without a blank line that would end it: inside one nothing is read as Markdown.
-    return "\n".join([f"<h2>{_text(job.name)}</h2>", *(part for part in parts if part)])
+    return "\n".join([f"<h2>{_text(job.name)}</h2>", *(part for part in (_gallery(job), *parts) if part)])
+
+
+def _gallery(job: Job) -> str:
+    """A link to the job's page in the gallery, where a service runs one."""
+    gallery = os.environ.get(GALLERY_URL)
+    if gallery is None:
+        return ""
+    address = f"{gallery}{ServerLinks(dashboard='').job(job.id)}"
+    return f'<p><a href="{html.escape(address)}">This job in the gallery</a></p>'
 
 
 def _pictures(job: Job, folder: Path) -> list[tuple[str, Image.Image]]:

@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 from prefect import Flow
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectAlreadyExists, PrefectException
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.types.entrypoint import EntrypointType
 
 from flows.bulk import bulk
 from flows.errors import OrchestrationError
+from flows.nightly import nightly
 from flows.runs import WORK_POOL, prefect_client
 from flows.stylize import stylize
 
@@ -28,6 +29,8 @@ def ensure_deployments(home: Path) -> None:
             client.create_work_pool(pool)
     for flow, description in (
         (stylize, "One job: preprocess, optimise, deprocess, publish."),
+        (nightly, "A night: all pairs of the collections that are not done yet."),
+        # The last: `nst up` takes it for the sign that all are made.
         (bulk, "The jobs of a burst, a few at a time."),
     ):
         _deploy(flow, description, home)
@@ -39,6 +42,8 @@ def _deploy(flow: Flow[..., Any], description: str, home: Path) -> None:
         description=description,
         work_pool_name=WORK_POOL,
         tags=["nst"],
+        paused=_is_paused(f"{flow.name}/{flow.name}"),
+        parameters={"home": str(home)},
         entrypoint_type=EntrypointType.MODULE_PATH,
         # One process a run: without a command Prefect starts a second one to prepare a workspace.
         job_variables={"command": f"{sys.executable} -m prefect.engine", "working_dir": str(home)},
@@ -47,3 +52,12 @@ def _deploy(flow: Flow[..., Any], description: str, home: Path) -> None:
         deployment.apply()
     except (httpx.HTTPError, PrefectException) as error:
         raise OrchestrationError(f"Prefect does not take the deployment {flow.name} ({error}).") from error
+
+
+def _is_paused(deployment: str) -> bool:
+    """Whether a user has paused it in the dashboard; applying a deployment resumes it where nothing is said."""
+    with prefect_client() as client:
+        try:
+            return client.read_deployment_by_name(deployment).paused
+        except ObjectNotFound:
+            return False

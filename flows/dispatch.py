@@ -13,19 +13,22 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from flows.errors import OrchestrationError
-from flows.reuse import reuse_twin
+from flows.reuse import reuse_or_fail
 from flows.runs import Runs, RunState
 from flows.settings import Settings
-from storage.errors import JobStateError, WorkspaceError
+from storage.errors import JobStateError
 from storage.jobs import JobStore, utc_now
-from storage.models import Job, JobState
+from storage.models import Job, JobState, Night
+from storage.nights import NightStore
 from storage.workspace import Workspace
 
 _BATCH: Final = 1000
 _TIDY_EVERY: Final = timedelta(seconds=10)
 _BURST_ROOM: Final = 2
-"""Runs that must be free for a burst to take one: a single drop always finds one."""
+"""Runs that must be free for a burst to take one: a single drop always finds one. Nights leave so many free."""
 _SUBMISSIONS_PER_ATTEMPT: Final = 4
+_NIGHT_SUBMISSIONS: Final = 20
+"""Runs that one night may use up: more than a machine is started anew in a night."""
 
 logger = logging.getLogger("nst")
 
@@ -40,10 +43,12 @@ class Dispatcher:
         settings: Settings,
         runs: Runs,
         *,
+        nights: NightStore,
         on_end: Callable[[Job], None],
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._store = store
+        self._nights = nights
         self._workspace = workspace
         self._settings = settings
         self._runs = runs
@@ -56,7 +61,7 @@ class Dispatcher:
         """Do all that can be done now; OrchestrationError, after the rest, when Prefect is away."""
         self._reuse()
         problems = []
-        for step in (self._recover, self._follow_submitted, self._submit):
+        for step in (self._recover, self._recover_nights, self._follow_submitted, self._submit):
             try:
                 step()
             except OrchestrationError as error:
@@ -67,13 +72,10 @@ class Dispatcher:
             raise problems[0]
 
     def _reuse(self) -> None:
-        for job in self._store.waiting(limit=_BATCH, now=self._clock()):
-            # Somebody may cancel it meanwhile.
-            with contextlib.suppress(JobStateError):
-                try:
-                    reuse_twin(self._store, self._workspace, job)
-                except WorkspaceError as error:
-                    self._store.fail(job.id, attempt=None, error=str(error))
+        waiting = self._store.waiting(limit=_BATCH, now=self._clock())
+        done = self._store.completed_fingerprints({job.fingerprint for job in waiting if job.fingerprint})
+        for job in (job for job in waiting if job.fingerprint in done):
+            reuse_or_fail(self._store, self._workspace, job)
 
     def _tidy(self) -> None:
         """Remove the folder under work/ of a job whose process died between completing it and removing that."""
@@ -99,6 +101,49 @@ class Dispatcher:
                 runs.add(last.flow_run_id)
         for run_id in runs - {None}:
             self._runs.mark_crashed(str(run_id), "Its process died; nst takes the job up again.")
+
+    def _recover_nights(self) -> None:
+        """Nights whose process is dead, or whose run will never begin them: another run goes on with each."""
+        nights, now = self._nights.running(), self._clock()
+        lost = [night for night in nights if night.pid is not None and _is_dead(night, now)]
+        waiting = [night for night in nights if night.pid is None and night.flow_run_id is not None]
+        asked = {str(night.flow_run_id) for night in (*lost, *waiting)}
+        states = self._runs.states(asked) if asked else {}
+        for night in lost:
+            if states[str(night.flow_run_id)] is RunState.CANCELLED:
+                self._nights.cancel(night.id)
+            else:
+                logger.warning("%s: the process of its night died. It goes on in another.", night.collection)
+                self._runs.mark_crashed(str(night.flow_run_id), "Its process died; nst goes on with its nights.")
+                self._nights.release(night.id, submission=night.submission)
+        for night in waiting:
+            held = night.lease_until is not None and night.lease_until >= now
+            match states[str(night.flow_run_id)]:
+                case RunState.WAITING:
+                    self._note_night(night, str(night.flow_run_id))
+                case RunState.CANCELLED:
+                    self._nights.cancel(night.id)
+                case RunState.ENDED | RunState.MISSING:
+                    self._nights.release(night.id, submission=night.submission)
+                case RunState.STARTING | RunState.RUNNING if not held:
+                    self._runs.mark_crashed(str(night.flow_run_id), "Its process died before it began the night.")
+                    self._nights.release(night.id, submission=night.submission)
+        for night in self._nights.running():
+            if night.flow_run_id is None and (night.lease_until is None or night.lease_until < now):
+                self._submit_night(night)
+
+    def _submit_night(self, night: Night) -> None:
+        if night.submission > _NIGHT_SUBMISSIONS:
+            error = f"Its flow run ended {_NIGHT_SUBMISSIONS} times before the night did; see logs/ in the home."
+            self._nights.finish(night.id, error=error)
+            logger.warning("%s: the night failed: %s", night.collection, error)
+        else:
+            self._note_night(night, self._runs.submit_night(night.collection, night=night))
+
+    def _note_night(self, night: Night, run_id: str) -> None:
+        self._nights.note_submission(
+            night.id, submission=night.submission, flow_run_id=run_id, lease_until=self._clock() + self._start
+        )
 
     def _end_attempt(self, job: Job, sentence: str) -> None:
         if job.state is JobState.CANCELLING:
@@ -148,19 +193,25 @@ class Dispatcher:
 
     def _submit(self) -> None:
         """A few jobs become a run each, a burst becomes one; never more runs at once than max_submitted."""
-        waiting = [
-            job
-            for job in self._store.waiting(limit=_BATCH, now=self._clock())
-            # The same job is under way: its result will do.
-            if job.fingerprint is None or self._store.active_twin(job) is None
-        ]
-        room = self._settings.max_submitted - len(self._store.open_runs())
+        waiting = self._store.waiting(limit=_BATCH, now=self._clock())
+        # The same job is under way: its result will do.
+        behind = self._store.behind_a_twin(waiting)
+        waiting = [job for job in waiting if job.id not in behind]
+        room = self._room()
         if len(waiting) > self._settings.burst and room >= min(_BURST_ROOM, self._settings.max_submitted):
             run_id = self._runs.submit_burst(waiting)
             self._note(waiting, run_id)
         elif len(waiting) <= self._settings.burst:
             for job in waiting[: max(room, 0)]:
                 self._note([job], self._runs.submit_job(job))
+
+    def _room(self) -> int:
+        """How many more runs may be open: nights take their part, but never all."""
+        nights = {night.flow_run_id for night in self._nights.running()} - {None}
+        others = len(self._store.open_runs() - nights)
+        return (
+            self._settings.max_submitted - others - min(len(nights), max(self._settings.max_submitted - _BURST_ROOM, 0))
+        )
 
     def _note(self, jobs: list[Job], run_id: str) -> None:
         self._store.note_submission(
@@ -171,6 +222,12 @@ class Dispatcher:
         for job in self._store.finished_after(self._told, limit=_BATCH):
             self._on_end(job)
             self._told = max(self._told, job.finished_at or self._told)
+
+
+def _is_dead(night: Night, now: datetime) -> bool:
+    if night.host == socket.gethostname() and night.pid is not None and not _alive(night.pid):
+        return True
+    return night.lease_until is None or night.lease_until < now
 
 
 def _pid(job: Job) -> int:

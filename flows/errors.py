@@ -19,8 +19,16 @@ class JobCancelledError(FlowError):
     """Somebody cancelled the job while it ran."""
 
 
+class NightStateError(FlowError):
+    """A night of a collection is running where none may be, or none where one should."""
+
+
 class JobInterruptedError(FlowError):
     """The job's process has to end; another attempt goes on from its last checkpoint."""
+
+
+class PictureGoneError(FlowError):
+    """A picture of a collection is not where it was, or not as it was, when its job was made."""
 
 
 class ClusterLostError(FlowError):
@@ -37,3 +45,7 @@ class ServiceError(FlowError):
 
 class InboxMissingError(FlowError):
     """The inbox is not there or cannot be read, such as while its disk is away."""
+
+
+class CollectionError(FlowError):
+    """Nothing can be made of a collection: a folder is missing or empty, or its settings or list of pairs are wrong."""

@@ -1,4 +1,5 @@
-"""What makes two jobs the same: the bytes of their pictures, every setting, and the weights they would be made with."""
+"""What makes two jobs the same: the bytes of their pictures, every setting, the weights they would be made with, and
+the snapshots that they keep."""
 
 from __future__ import annotations
 
@@ -7,23 +8,35 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nst_engine import weights
 from nst_engine.config import RANDOM_WEIGHTS, TransferConfig
 from storage.jobs import NewSource
+from storage.models import Role
 from storage.workspace import sha256_of
 
 
-def fingerprint(sources: Sequence[NewSource], config: TransferConfig) -> str:
-    """SHA-256 over the pictures' own SHA-256 with their roles in order, the whole config and the weights' identity.
+def fingerprint(sources: Sequence[NewSource], config: TransferConfig, *, snapshot_every: int | None = None) -> str:
+    """SHA-256 over the pictures' own SHA-256 with their roles in order, the whole config and the weights' identity; and
+    over `snapshot_every` where it is given, since a result without those snapshots does not do.
 
     Raises WeightsError when the config names a weight file that is not there.
     """
-    document = {
-        "sources": [[source.role, source.sha256] for source in sources],
+    return fingerprint_of([(source.role, source.sha256) for source in sources], config, snapshot_every=snapshot_every)
+
+
+def fingerprint_of(
+    pictures: Sequence[tuple[Role, str]], config: TransferConfig, *, snapshot_every: int | None = None
+) -> str:
+    """The fingerprint of a job of these pictures, content first, each by its role and SHA-256."""
+    document: dict[str, Any] = {
+        "sources": [list(picture) for picture in pictures],
         "config": config.model_dump(mode="json"),
         "weights": _identity(config.weights),
     }
+    if snapshot_every is not None:
+        document["snapshot_every"] = snapshot_every
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 

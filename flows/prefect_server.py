@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import http.client
+import os
 import signal
 import socket
 import sys
@@ -19,13 +20,15 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.errors import OrchestrationError
 from flows.lifeline import end_with_parent
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+
+    from flows.settings import Settings
 
 COLLECT_SECONDS = 5.0
 POLL_SECONDS = 0.2
@@ -88,6 +91,23 @@ def api_url(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}/api" if ":" in reachable else f"http://{reachable}:{port}/api"
 
 
+def service_api(settings: Settings) -> str:
+    """Where the API of a service is: at PREFECT_API_URL, else where `nst up` lets its own server listen."""
+    return os.environ.get("PREFECT_API_URL") or api_url(settings.host, settings.prefect_port)
+
+
+def use_service_api(settings: Settings) -> None:
+    """Let Prefect in this process, once it is imported, talk to the API of the service.
+
+    Raises OrchestrationError when nobody answers there.
+    """
+    url = service_api(settings)
+    if not _healthy(f"{url}/health"):
+        raise OrchestrationError(f"No service runs for {settings.home} ({url} does not answer); start it with nst up.")
+    os.environ["PREFECT_API_URL"] = url
+    os.environ.setdefault("PREFECT_HOME", str(settings.home / "prefect"))
+
+
 def wait_until_healthy(url: str, *, timeout: float, alive: Callable[[], bool], path: str = "health") -> None:
     """Return when the API at `url` (http://HOST:PORT/api) answers that it is healthy, or has what is at `path`.
 
@@ -136,6 +156,7 @@ def _serve(bound: socket.socket) -> None:
     from prefect.settings import get_current_settings
 
     _begin_writes_immediately()
+    let_schedules_plan_runs()
     app = create_app(final=True)
     api = get_current_settings().server.api
     config = uvicorn.Config(
@@ -169,6 +190,19 @@ def _begin_writes_immediately() -> None:
         return shipped(self, session, with_for_update=True)
 
     AioSqliteConfiguration.begin_transaction = begin_transaction  # type: ignore[method-assign, assignment]
+
+
+def let_schedules_plan_runs() -> None:
+    """Let the scheduler insert the runs that it plans; as shipped no schedule ever begins a run.
+
+    It gives the state of each run beside the columns. SQLAlchemy has ignored that, and refuses it from 2.1 on; the
+    scheduler itself inserts the states right after.
+    """
+    from prefect.server.database.orm_models import FlowRun
+    from sqlalchemy import inspect
+
+    hybrid: Any = inspect(FlowRun).all_orm_descriptors["state"]
+    hybrid.bulk_dml_setter = lambda _class, _run, _state: None
 
 
 def _collect_garbage_in_a_thread(*, started: Callable[[], bool]) -> None:

@@ -7,11 +7,13 @@ import json
 import shutil
 from pathlib import Path
 
-from flows.claim import copy_dropped_files
-from flows.report import LOSS_PLOT, RECORD, RESULT, job_document, plot_losses, result_document, result_files
+from flows.claim import bring_pictures, copy_dropped_files
+from flows.errors import PictureGoneError
+from flows.report import LOSS_PLOT, RECORD, RESULT, TIMELAPSE, job_document, plot_losses, result_document, result_files
+from flows.snapshots import copy_snapshots
 from nst_engine.errors import ImageError
 from nst_engine.images import decode
-from storage.errors import WorkspaceError
+from storage.errors import JobStateError, WorkspaceError
 from storage.jobs import JobStore
 from storage.models import Job
 from storage.workspace import Workspace
@@ -22,17 +24,17 @@ def reuse_twin(store: JobStore, workspace: Workspace, job: Job, *, out: Path | N
 
     The result goes to the folder `out`, else to one named after the job in the outbox. A twin whose result was
     moved away, or no longer is a picture of its size, does not count. Raises WorkspaceError where the disk refuses,
-    JobStateError when the job is no longer pending.
+    PictureGoneError when a collection's picture is not what it was, JobStateError when the job is no longer pending.
     """
     twin = store.completed_twin(job.fingerprint) if job.fingerprint else None
     if twin is None or not _is_whole(twin):
         return False
     folder = workspace.job_folder(job.id) / "result"
-    destination = out or store.reserve_result(job.id, workspace.candidates(job.name))
+    destination = out or store.reserve_result(job.id, workspace.candidates(job.name, job.collection))
     # A crash after publishing leaves only the database to be told.
     if not (destination / RECORD).is_file():
         try:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             _fill(store, workspace, job, twin, folder)
         except OSError as error:
             raise WorkspaceError(
@@ -51,17 +53,37 @@ def reuse_twin(store: JobStore, workspace: Workspace, job: Job, *, out: Path | N
     return True
 
 
+def reuse_or_fail(store: JobStore, workspace: Workspace, job: Job) -> bool:
+    """Reuse a twin's result for a job that nobody waits for: what goes wrong fails the job.
+
+    False where the job is still to be run.
+    """
+    try:
+        return reuse_twin(store, workspace, job)
+    except JobStateError:
+        # Somebody has cancelled it meanwhile.
+        return True
+    except (WorkspaceError, PictureGoneError) as error:
+        store.fail(job.id, attempt=None, error=str(error))
+        return True
+
+
 def _is_whole(twin: Job) -> bool:
     try:
         found = decode(Path(str(twin.result_folder)) / RESULT)
     except ImageError:
         return False
+    if twin.snapshot_every is not None and not (Path(str(twin.result_folder)) / TIMELAPSE).is_file():
+        return False
     return found.shape[:2] == (twin.result_rows, twin.result_columns)
 
 
 def _fill(store: JobStore, workspace: Workspace, job: Job, twin: Job, folder: Path) -> None:
+    bring_pictures(workspace, job)
     losses = store.losses(twin.id)
     shutil.copy2(Path(str(twin.result_folder)) / RESULT, folder / RESULT)
+    if twin.snapshot_every is not None:
+        copy_snapshots(Path(str(twin.result_folder)), folder)
     copy_dropped_files(job, workspace.job_folder(job.id), folder)
     plot_losses(losses, folder / LOSS_PLOT, title=f"{job.name} ({job.preset}, weights {twin.weights_name})")
     own = job_document(job)

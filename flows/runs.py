@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from prefect import get_client
@@ -18,11 +18,12 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Crashed, Scheduled
 
 from flows.errors import OrchestrationError
-from storage.models import Job
+from storage.models import Job, Night
 
 WORK_POOL: Final = "nst"
 STYLIZE: Final = "stylize/stylize"
 BULK: Final = "bulk/bulk"
+NIGHTLY: Final = "nightly/nightly"
 _PAGE: Final = 200
 
 
@@ -81,6 +82,16 @@ class Runs:
             parameters={"submissions": submissions, "home": str(self._home)},
             tags=["nst", "burst"],
             key=f"burst:{jobs[0].id}:{jobs[0].submission}:{len(jobs)}:{jobs[-1].id}",
+        )
+
+    def submit_night(self, collection: str, *, night: Night | None = None) -> str:
+        """Schedule a run of the collection's pairs that are not done yet, or one that goes on with this night."""
+        return self._submit(
+            NIGHTLY,
+            name=f"night of {collection}",
+            parameters={"collection": collection, "home": str(self._home), "night": night.id if night else None},
+            tags=["nst", "night"],
+            key=f"night:{night.id}:{night.submission}" if night else f"night:{uuid4()}",
         )
 
     @staticmethod

@@ -18,14 +18,18 @@ from watchdog.observers.api import BaseObserver
 
 from flows.dashboard import publish_inbox
 from flows.dispatch import Dispatcher
-from flows.errors import InboxMissingError, OrchestrationError, ServiceError
+from flows.errors import CollectionError, InboxMissingError, OrchestrationError, ServiceError
 from flows.intake import Intake, Look
+from flows.retention import Retention
 from flows.runs import Runs
+from flows.schedule import ScheduleKeeper
 from flows.settings import Settings
 from storage.database import open_database
 from storage.errors import StorageError
 from storage.jobs import JobStore
 from storage.models import Job, JobState
+from storage.nights import NightStore
+from storage.retention import RetentionStore
 from storage.workspace import Workspace
 
 _COALESCE_SECONDS: Final = 0.2
@@ -126,6 +130,8 @@ class Sensor:
         self._dispatch = threading.Event()
         self._workspace = Workspace(settings.home)
         self._waiting: frozenset[str] = frozenset()
+        self._schedule = ScheduleKeeper(settings)
+        self._unplanned = ""
         self._dispatcher_died = False
 
     def run(self) -> None:
@@ -138,7 +144,8 @@ class Sensor:
             store = JobStore(database)
             intake = Intake(store, self._workspace, self._settings, clock=time.monotonic, on_job=self._tell_new)
             watcher = Watcher(self._workspace.inbox, self._wake, mode=self._settings.watcher)
-            with self._dispatching(store):
+            retention = Retention(RetentionStore(database), self._workspace, self._settings)
+            with self._dispatching(store, NightStore(database), retention):
                 try:
                     while not self._stop.is_set():
                         watcher.check()
@@ -176,9 +183,11 @@ class Sensor:
             self._stop.wait(_COALESCE_SECONDS)
 
     @contextmanager
-    def _dispatching(self, store: JobStore) -> Iterator[None]:
-        dispatcher = Dispatcher(store, self._workspace, self._settings, Runs(self._settings.home), on_end=tell_end)
-        thread = threading.Thread(target=self._keep_dispatching, args=(dispatcher,), name="dispatcher")
+    def _dispatching(self, store: JobStore, nights: NightStore, retention: Retention) -> Iterator[None]:
+        dispatcher = Dispatcher(
+            store, self._workspace, self._settings, Runs(self._settings.home), nights=nights, on_end=tell_end
+        )
+        thread = threading.Thread(target=self._keep_dispatching, args=(dispatcher, retention), name="dispatcher")
         thread.start()
         try:
             yield
@@ -187,7 +196,7 @@ class Sensor:
             self._dispatch.set()
             thread.join()
 
-    def _keep_dispatching(self, dispatcher: Dispatcher) -> None:
+    def _keep_dispatching(self, dispatcher: Dispatcher, retention: Retention) -> None:
         said, shown = "", frozenset[str]()
         try:
             while not self._stop.is_set():
@@ -203,12 +212,31 @@ class Sensor:
                     said = str(error)
                 else:
                     said = ""
+                self._keep_schedule()
+                self._keep_limits(retention)
                 self._dispatch.wait(_DISPATCH_SECONDS)
         finally:
             # A sensor that claims and never submits would go unnoticed; one that has ended is started again.
             self._dispatcher_died = not self._stop.is_set()
             self._stop.set()
             self._wake.set()
+
+    @staticmethod
+    def _keep_limits(retention: Retention) -> None:
+        try:
+            retention.keep()
+        except StorageError as error:
+            logger.warning("%s", error)
+
+    def _keep_schedule(self) -> None:
+        try:
+            self._schedule.keep()
+        except (OrchestrationError, CollectionError) as error:
+            if str(error) != self._unplanned:
+                logger.warning("%s The schedule of the nights is looked after then.", error)
+            self._unplanned = str(error)
+        else:
+            self._unplanned = ""
 
     @staticmethod
     def _tell_new(job: Job) -> None:

@@ -1,5 +1,5 @@
-"""The service on one machine: Prefect server, Dask scheduler, GPU workers, flow worker and sensor, each a supervised
-process, stopped together. `nst up` runs them all, `nst worker` and `nst sensor` some."""
+"""The service on one machine: Prefect server, Dask scheduler, GPU workers, flow worker, sensor and gallery, each a
+supervised process, stopped together. `nst up` runs them all, `nst worker` and `nst sensor` some."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from flows.gallery.links import GALLERY_URL, gallery_url
 from flows.lifeline import end_with_parent
 from flows.locks import only_one
-from flows.prefect_server import api_url, server_environment, wait_until_healthy
+from flows.prefect_server import server_environment, service_api, wait_until_healthy
 from flows.settings import Settings
 from flows.supervisor import Part, Supervisor
 from storage.workspace import Workspace, check_writable
@@ -40,10 +41,12 @@ def up(settings: Settings, *, as_json: bool, say: Callable[[str], None]) -> None
     workspace.create()
     write_readme(settings.home)
     url = os.environ.get("PREFECT_API_URL")
-    api = url or api_url(settings.host, settings.prefect_port)
+    api = service_api(settings)
     scheduler = settings.scheduler or f"tcp://{reachable(settings.host)}:{settings.scheduler_port}"
+    gallery = gallery_url(settings.host, settings.gallery_port)
     environment = {
         "NST_HOME": str(settings.home),
+        GALLERY_URL: gallery,
         "NST_SCHEDULER": scheduler,
         "PREFECT_API_URL": api,
         "PREFECT_HOME": str(settings.home / "prefect"),
@@ -55,13 +58,14 @@ def up(settings: Settings, *, as_json: bool, say: Callable[[str], None]) -> None
         parts.append(_server(settings, api))
     if settings.scheduler is None:
         parts += [_scheduler(settings), *gpu_workers(settings, scheduler)]
-    parts += [_flow_worker(environment, api), _sensor(environment, as_json=as_json)]
+    parts += [_flow_worker(environment, api), _sensor(environment, as_json=as_json), _gallery(environment)]
     with only_one(settings.home / SERVICE_LOCK, what="nst up"), _stopped_by_signals() as stop:
         supervisor = Supervisor(parts, logs=settings.home / "logs", stop=stop)
 
         def started() -> None:
             say(f"Drop pictures into  {workspace.inbox}")
             say(f"Results appear in   {workspace.outbox}")
+            say(f"Gallery             {gallery}")
             say(f"Dashboard           {api.removesuffix('/api')}")
             say("Ctrl-C stops the service; jobs go on when it is started again.")
 
@@ -147,6 +151,11 @@ def _flow_worker(environment: dict[str, str], api: str) -> Part:
 def _sensor(environment: dict[str, str], *, as_json: bool) -> Part:
     command = [sys.executable, "-m", "flows.cli", "sensor", *(["--log-json"] if as_json else [])]
     return Part("sensor", command, environment, speaks=True)
+
+
+def _gallery(environment: dict[str, str]) -> Part:
+    # Nothing waits for it: where its port is taken, all else goes on, and it tries again.
+    return Part("gallery", [sys.executable, "-m", "flows.cli", "gallery"], environment)
 
 
 def _gpus() -> list[str]:

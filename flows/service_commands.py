@@ -1,4 +1,4 @@
-"""The commands of `nst` about the service: running it or its parts, what it is doing, cancelling and retrying."""
+"""The commands of `nst` about the service: running it or its parts, what it is doing, cancelling, retrying, backup."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Scheduler = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (up, sensor, worker, inbox, status, cancel, retry):
+    for command in (up, sensor, worker, inbox, status, cancel, retry, backup):
         app.command()(command)
 
 
@@ -156,11 +156,38 @@ def retry(job: JobReference, home: Home = None) -> None:
     store = existing_store(settings, job)
     found = store.find(job)
     folder: Path = Workspace(settings.home).job_folder(found.id)
-    gone = [source.file_name for source in found.sources if not (folder / source.file_name).is_file()]
-    if gone:
+    missing = [source for source in found.sources if not (folder / source.file_name).is_file()]
+    if found.collection is not None:
+        moved = [source.original_path for source in missing if not Path(source.original_path).is_file()]
+        if moved:
+            raise WorkspaceError(
+                f"Job {found.id} ({found.name}) cannot be tried again: {', '.join(moved)} is gone; put it back, or let "
+                f"the next night of {found.collection} take what is there."
+            )
+    elif gone := [source.file_name for source in missing]:
         raise WorkspaceError(
             f"Job {found.id} ({found.name}) cannot be tried again: {', '.join(gone)} is no longer in {folder}; drop "
             "its pictures again."
         )
     store.retry(found.id)
     sys.stdout.write(f"Job {found.id} ({found.name}) waits for its turn.\n")
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy, a new file.")], home: Home = None
+) -> None:
+    """Copy the database to a file, also while the service runs; the pictures are not in it."""
+    from storage.backup import back_up
+    from storage.database import open_database
+    from storage.errors import DatabaseError
+    from storage.workspace import Workspace
+
+    path = Workspace(settings_of(home).home).database_path
+    if not path.exists():
+        raise DatabaseError(f"There is no database {path} to back up; name another home with --home.")
+    with open_database(path) as database:
+        size = back_up(database, file)
+    sys.stdout.write(
+        f"{file} has {size / 1e6:.1f} MB. To restore it, stop the service, put it in place of {path} and remove "
+        f"{path.name}-wal and {path.name}-shm beside that.\n"
+    )

@@ -6,8 +6,9 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -15,12 +16,29 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from flows.cron import check_cron
 from flows.errors import SettingsError
 from nst_engine.config import did_you_mean
 
 DEFAULT_HOME = Path("~/nst")
+OFF = "off"
+"""The value of `nightly` that plans no night."""
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _cron_or_off(value: str) -> str:
+    return OFF if value.strip().casefold() == OFF else check_cron(value)
+
+
+def _known_zone(value: str) -> str:
+    if value not in available_timezones():
+        raise ValueError("there is no such time zone; give a name such as Europe/Berlin")
+    return value
+
+
+Nightly = Annotated[str, AfterValidator(_cron_or_off)]
+TimeZone = Annotated[str, AfterValidator(_known_zone)]
 
 
 class Settings(BaseSettings):
@@ -53,8 +71,26 @@ class Settings(BaseSettings):
     max_attempts: PositiveInt = Field(3, description="tries at a job whose worker, cluster or disk fails")
     host: str = Field("127.0.0.1", description="the address that the service listens on")
     prefect_port: Port = Field(4200, description="of Prefect's API and dashboard")
+    gallery_port: Port = Field(4300, description="of the gallery")
     scheduler_port: Port = Field(8786, description="of the Dask scheduler")
     scheduler: str | None = Field(None, description="the address of a Dask cluster to use instead of an own one")
+    nightly: Nightly = Field("0 1 * * *", description="when the collections' night begins, as cron has it, or off")
+    time_zone: TimeZone | None = Field(
+        None, description="of that time, such as Europe/Berlin; the machine's if not given"
+    )
+    keep_work_days: PositiveFloat = Field(
+        30.0, description="the folder under work/ of a failed or cancelled job is kept so long"
+    )
+    keep_work_gigabytes: PositiveFloat = Field(
+        20.0, description="above this the checkpoints and previews of such jobs go earlier"
+    )
+    keep_losses_days: PositiveFloat = Field(365.0, description="older loss curves are thinned out, to 200 points a job")
+    keep_loss_points: PositiveInt = Field(
+        20_000_000, description="above this in all, the oldest curves are thinned out earlier"
+    )
+    keep_cache_gigabytes: PositiveFloat = Field(
+        1.0, description="of thumbnails; those that were used least recently go first"
+    )
 
     @property
     def max_pixels(self) -> int:
@@ -96,7 +132,8 @@ def load_settings(*, home: Path | None = None, device: str | None = None) -> Set
         if first["type"] == "extra_forbidden":
             hint = did_you_mean(key, Settings.model_fields)
             raise SettingsError(f"{place / 'nst.toml'}: there is no setting '{key}'{hint}") from error
+        message = first["msg"].removeprefix("Value error, ")
         raise SettingsError(
-            f"{key} = {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}; mend NST_{key.upper()} or "
+            f"{key} = {first['input']}: {message[0].lower()}{message[1:]}; mend NST_{key.upper()} or "
             f"{place / 'nst.toml'}."
         ) from error

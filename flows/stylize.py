@@ -17,8 +17,9 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
 from flows.attempt import Attempt, cancelled_in_prefect, is_service_run
+from flows.claim import bring_pictures
 from flows.dashboard import failure_report
-from flows.errors import ClusterLostError, JobCancelledError, JobInterruptedError, OrchestrationError, WorkerLostError
+from flows.errors import ClusterLostError, JobCancelledError, JobInterruptedError, WorkerLostError
 from flows.report import RECORD
 from flows.settings import load_settings
 from flows.tasks import complete, deprocess, optimise, preprocess, publish
@@ -92,6 +93,7 @@ def _run(attempt: Attempt, out: Path | None) -> Any:
     try:
         folder = _published_before(attempt)
         if folder is None:
+            bring_pictures(attempt.workspace, job)
             pictures = preprocess(attempt)
             state = optimise(attempt, pictures)
             deprocess(attempt, state)
@@ -136,10 +138,7 @@ def _cancel_is_meant(attempt: Attempt) -> bool:
         return True
     if attempt.store.state_of(attempt.job.id) is JobState.CANCELLING:
         return True
-    try:
-        return cancelled_in_prefect(str(flow_run.id))
-    except OrchestrationError:
-        return False
+    return cancelled_in_prefect(str(flow_run.id))
 
 
 def _tries_left(attempt: Attempt) -> bool:

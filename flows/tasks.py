@@ -14,11 +14,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from flows import checkpoint, progress
-from flows.attempt import Attempt, Watch, burst_stop, is_service_run, watching
+from flows import checkpoint, progress, snapshots
+from flows.attempt import Attempt, Watch, burst_stop, is_service_run, night_run, watching
 from flows.claim import copy_dropped_files
 from flows.dashboard import ProgressArtifact, publish_report
-from flows.optimisation import LocalOptimisation, Optimisation, RemoteOptimisation, Stretch
+from flows.optimisation import LocalOptimisation, Optimisation, RemoteOptimisation, Stretch, Work
 from flows.report import LOSS_PLOT, RECORD, RESULT, plot_losses, result_document, result_files
 from flows.versions import versions
 from nst_engine.errors import NotFiniteError
@@ -115,6 +115,8 @@ def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: P
                 # What there is now is the first picture, or what was saved before.
                 first_iteration, began, saved = stretch.iteration, now, now
                 _record_environment(attempt, stretch)
+            if stretch.snapshots:
+                snapshots.write_snapshots(attempt.folder, stretch.snapshots)
             waiting += [_loss_point(point) for point in stretch.points]
             if stretch.points:
                 done = stretch.iteration - first_iteration
@@ -131,7 +133,9 @@ def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: P
                 _write_losses(attempt, waiting)
                 waiting, written = [], now
             if due:
-                checkpoint.save(attempt.checkpoint, optimisation.state())
+                state = optimisation.state()
+                checkpoint.save(attempt.checkpoint, state)
+                snapshots.write_preview(attempt.folder, state)
                 saved = now
             last = stretch
     finally:
@@ -149,6 +153,8 @@ def deprocess(attempt: Attempt, state: TransferState) -> None:
     folder.mkdir(exist_ok=True)
     encode_png(state.result(), folder / RESULT)
     copy_dropped_files(attempt.job, attempt.folder, folder)
+    if attempt.job.snapshot_every is not None:
+        snapshots.keep_snapshots(attempt.folder, folder, iteration=state.iteration)
     job, losses = attempt.store.get(attempt.job.id), attempt.store.losses(attempt.job.id)
     plot_losses(losses, folder / LOSS_PLOT, title=f"{job.name} ({job.preset}, weights {job.weights_name})")
     document = json.dumps(result_document(job, losses), indent=2, ensure_ascii=False)
@@ -159,7 +165,8 @@ def deprocess(attempt: Attempt, state: TransferState) -> None:
 def publish(attempt: Attempt, out: Path | None) -> Path:
     """Move the finished files to their place whole; only then is the job completed."""
     attempt.enter("publish")
-    destination = out or attempt.store.reserve_result(attempt.job.id, attempt.workspace.candidates(attempt.job.name))
+    candidates = attempt.workspace.candidates(attempt.job.name, attempt.job.collection)
+    destination = out or attempt.store.reserve_result(attempt.job.id, candidates)
     attempt.workspace.publish(attempt.job.id, destination)
     complete(attempt, destination)
     get_run_logger().info("The result is in %s", destination)
@@ -187,24 +194,33 @@ def _optimisation(
     attempt: Attempt, pictures: Pictures, saved: TransferState | None
 ) -> LocalOptimisation | RemoteOptimisation:
     settings = attempt.settings
-    if settings.scheduler is None:
-        return LocalOptimisation(
-            warm_engine(settings.device), attempt.config, pictures, resume=saved, chunk_seconds=settings.chunk_seconds
-        )
-    return RemoteOptimisation(
-        settings.scheduler,
+    work = Work(
         attempt.config,
         pictures,
         resume=saved,
         chunk_seconds=settings.chunk_seconds,
-        priority=_gpu_priority(attempt.job, alone=burst_stop.get() is None),
+        snapshot_every=attempt.job.snapshot_every,
+    )
+    if settings.scheduler is None:
+        return LocalOptimisation(warm_engine(settings.device), work)
+    return RemoteOptimisation(
+        settings.scheduler,
+        work,
+        priority=_gpu_priority(attempt.job, rank=_rank()),
         patience_seconds=CLUSTER_PATIENCE_SECONDS,
     )
 
 
-def _gpu_priority(job: Job, *, alone: bool) -> float:
-    """Whose chunk is next: by the drop's own priority, then single drops before bursts, then the oldest job."""
-    return (2 * job.priority + alone) * 1e10 - job.created_at.timestamp()
+def _rank() -> int:
+    """A single job goes before those of a burst, and these before those of a night."""
+    if burst_stop.get() is None:
+        return 2
+    return 1 if night_run.get() is None else 0
+
+
+def _gpu_priority(job: Job, *, rank: int) -> float:
+    """Whose chunk is next: by the job's own priority, then by the rank of its run, then the oldest job."""
+    return (3 * job.priority + rank) * 1e10 - job.created_at.timestamp()
 
 
 def _saved_state(attempt: Attempt, pictures: Pictures) -> TransferState | None:

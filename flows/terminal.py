@@ -78,7 +78,8 @@ def print_job(job: Job, losses: Sequence[LossPoint], document: Mapping[str, Any]
             "created": local_time(job.created_at),
             "started": local_time(job.started_at),
             "finished": local_time(job.finished_at),
-            "result": f"{result['folder']} ({result['rows']} x {result['columns']})" if result["folder"] else "-",
+            "result": f"{result['folder']} ({result['rows']} x {result['columns']})" if result["rows"] else "-",
+            **({"pictures": result["folder"]} if result["folder"] and not result["rows"] else {}),
         }
     )
     out.print()

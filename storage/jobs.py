@@ -19,7 +19,7 @@ from storage.lifecycle import TRANSITIONS, move, no_job, refuse, utc_now
 from storage.manifest import Manifest
 from storage.models import Attempt, Job, JobState, LossPoint, Role, Source
 from storage.new import NewJob, NewLossPoint, NewSource
-from storage.submissions import SubmissionStore
+from storage.submissions import SubmissionStore, of_no_running_night
 
 __all__ = ["TRANSITIONS", "JobStore", "Manifest", "NewJob", "NewLossPoint", "NewSource", "new_job_id", "utc_now"]
 
@@ -59,35 +59,51 @@ class JobStore(SubmissionStore, AttemptStore):
     def create(self, new: NewJob) -> Job:
         """Write a claimed job under a fresh id."""
         with self._database.begin() as session:
-            job_id = self._make_id()
-            while session.get(Job, job_id) is not None:
-                job_id = self._make_id()
-            positions: Counter[Role] = Counter()
-            sources = []
-            for source in new.sources:
-                sources.append(Source(position=positions[source.role], **asdict(source)))
-                positions[source.role] += 1
-            job = Job(
-                id=job_id,
-                name=new.name,
-                state=JobState.CLAIMED,
-                preset=new.preset,
-                config=dict(new.config),
-                created_at=self._clock(),
-                fingerprint=new.fingerprint,
-                priority=new.priority,
-                manifest=None if new.manifest is None else new.manifest.to_document(),
-                error=new.rejection,
-                lease_until=new.lease_until,
-                snapshot_every=new.snapshot_every,
-                collection=new.collection,
-                night_id=new.night_id,
-                sources=sources,
-            )
+            job = self._job(self._fresh_id(session), new, JobState.CLAIMED)
             session.add(job)
             session.flush()
             session.refresh(job)
         return job
+
+    def create_pending(self, new: Iterable[NewJob]) -> list[str]:
+        """Write jobs that wait for their turn at once, in one transaction; returns their ids in order."""
+        made: dict[str, Job] = {}
+        with self._database.begin() as session:
+            for each in new:
+                job_id = self._fresh_id(session, taken=made)
+                made[job_id] = self._job(job_id, each, JobState.PENDING)
+            session.add_all(made.values())
+        return list(made)
+
+    def _fresh_id(self, session: Session, *, taken: Collection[str] = ()) -> str:
+        job_id = self._make_id()
+        while job_id in taken or session.get(Job, job_id) is not None:
+            job_id = self._make_id()
+        return job_id
+
+    def _job(self, job_id: str, new: NewJob, state: JobState) -> Job:
+        positions: Counter[Role] = Counter()
+        sources = []
+        for source in new.sources:
+            sources.append(Source(position=positions[source.role], **asdict(source)))
+            positions[source.role] += 1
+        return Job(
+            id=job_id,
+            name=new.name,
+            state=state,
+            preset=new.preset,
+            config=dict(new.config),
+            created_at=self._clock(),
+            fingerprint=new.fingerprint,
+            priority=new.priority,
+            manifest=None if new.manifest is None else new.manifest.to_document(),
+            error=new.rejection,
+            lease_until=new.lease_until,
+            snapshot_every=new.snapshot_every,
+            collection=new.collection,
+            night_id=new.night_id,
+            sources=sources,
+        )
 
     def claimed(self) -> list[Job]:
         """Claimed jobs whose files are to be moved, oldest first; one with an error is to be rejected."""
@@ -115,7 +131,15 @@ class JobStore(SubmissionStore, AttemptStore):
     def retry(self, job_id: str) -> None:
         """Let a failed or cancelled job wait for its turn again, as if it had not been tried."""
         tried = select(func.count()).where(Attempt.job_id == job_id).scalar_subquery()
+        moved_out = select(Job.result_folder).where(
+            Job.id == job_id, Job.state.in_([JobState.FAILED, JobState.CANCELLED])
+        )
         with self._database.begin() as session:
+            folder = session.scalar(moved_out.with_for_update())
+            if folder is not None:
+                raise JobStateError(
+                    f"Job {job_id} cannot be tried again: its pictures have moved to {folder}; drop them again."
+                )
             move(
                 session,
                 job_id,
@@ -141,20 +165,34 @@ class JobStore(SubmissionStore, AttemptStore):
         with self._database.session() as session:
             return session.scalar(query)
 
-    def active_twin(self, job: Job) -> Job | None:
-        """The oldest pending, running or cancelling job with the job's fingerprint that was made before it."""
-        if job.fingerprint is None:
-            return None
-        before = or_(Job.created_at < job.created_at, and_(Job.created_at == job.created_at, Job.id < job.id))
-        states = (JobState.PENDING, JobState.RUNNING, JobState.CANCELLING)
-        query = (
-            select(Job)
-            .where(Job.fingerprint == job.fingerprint, Job.state.in_(states), before)
-            .order_by(*_OLDEST_FIRST)
-            .limit(1)
+    def completed_fingerprints(self, of: Collection[str]) -> set[str]:
+        """Those of the fingerprints of which completed_twin() finds a job."""
+        query = select(Job.fingerprint).where(
+            Job.fingerprint.in_(of), Job.state == JobState.COMPLETED, Job.result_folder.is_not(None)
         )
         with self._database.session() as session:
-            return session.scalar(query)
+            return {fingerprint for fingerprint in session.scalars(query.distinct()) if fingerprint}
+
+    def behind_a_twin(self, jobs: Collection[Job]) -> set[str]:
+        """The ids of those that share their fingerprint with a pending, running or cancelling job made before.
+
+        A job that waits in a night does not count: its turn may be hours away.
+        """
+        states = (JobState.RUNNING, JobState.CANCELLING)
+        wanted = {job.fingerprint for job in jobs if job.fingerprint}
+        query = (
+            select(Job.fingerprint, Job.created_at, Job.id)
+            .where(
+                Job.fingerprint.in_(wanted),
+                or_(Job.state.in_(states), and_(Job.state == JobState.PENDING, of_no_running_night())),
+            )
+            .order_by(*_NEWEST_FIRST)
+        )
+        with self._database.session() as session:
+            oldest = {row.fingerprint: (row.created_at, row.id) for row in session.execute(query)}
+        return {
+            job.id for job in jobs if job.fingerprint in oldest and oldest[job.fingerprint] < (job.created_at, job.id)
+        }
 
     def reuse(
         self,

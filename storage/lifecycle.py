@@ -24,6 +24,7 @@ TRANSITIONS: Final[Mapping[JobState, frozenset[JobState]]] = {
     JobState.CANCELLED: frozenset({JobState.PENDING}),
     JobState.REJECTED: frozenset(),
 }
+OPEN: Final = (JobState.RUNNING, JobState.CANCELLING, JobState.PENDING, JobState.CLAIMED)
 ENDED: Final = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.REJECTED})
 
 

@@ -1,12 +1,13 @@
-"""Pending jobs as a queue: which wait, which run each has been handed to, and for how long that holds."""
+"""Pending jobs as a queue: which wait, which run each has been handed to, and for how long that holds. The jobs of a
+night that is running are its own: nobody else hands them out."""
 
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, or_, select, update
 
 from storage.lifecycle import Store, refuse
-from storage.models import Job, JobState
+from storage.models import Job, JobState, Night, NightState
 
 
 class SubmissionStore(Store):
@@ -14,14 +15,10 @@ class SubmissionStore(Store):
 
     def waiting(self, *, limit: int, now: datetime) -> list[Job]:
         """Pending jobs that no run has and nobody holds a lease on: the highest priority first, then the oldest."""
-        query = select(Job).where(_waits(now)).order_by(Job.priority.desc(), Job.created_at, Job.id).limit(limit)
+        query = select(Job).where(waits(now), of_no_running_night())
+        query = query.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(limit)
         with self._database.session() as session:
             return list(session.scalars(query))
-
-    def count_waiting(self, now: datetime) -> int:
-        """How many jobs waiting() would give without a limit."""
-        with self._database.session() as session:
-            return session.scalar(select(func.count()).select_from(Job).where(_waits(now))) or 0
 
     def note_submission(self, job_ids: Collection[str], *, flow_run_id: str, lease_until: datetime) -> None:
         """Hand those of the jobs that are still pending to a run; one that the run has begun already is its own."""
@@ -36,7 +33,7 @@ class SubmissionStore(Store):
         """Pending jobs that a run has, oldest first."""
         query = (
             select(Job)
-            .where(Job.state == JobState.PENDING, Job.flow_run_id.is_not(None))
+            .where(Job.state == JobState.PENDING, Job.flow_run_id.is_not(None), of_no_running_night())
             .order_by(Job.created_at, Job.id)
         )
         with self._database.session() as session:
@@ -70,9 +67,15 @@ class SubmissionStore(Store):
             return {run for run in session.scalars(query) if run is not None}
 
 
-def _waits(now: datetime) -> ColumnElement[bool]:
+def waits(now: datetime) -> ColumnElement[bool]:
+    """A pending job that no run has and nobody holds a lease on."""
     return and_(
         Job.state == JobState.PENDING,
         Job.flow_run_id.is_(None),
         or_(Job.lease_until.is_(None), Job.lease_until < now),
     )
+
+
+def of_no_running_night() -> ColumnElement[bool]:
+    """A job that no running night has."""
+    return ~select(Night.id).where(Night.id == Job.night_id, Night.state == NightState.RUNNING).exists()

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from storage.disk import copy_file, move_file, numbered, part_of, sync, write_text
+from storage.disk import copy_file, move_file, numbered, part_of, sync, write_bytes
 from storage.errors import WorkspaceError
 
 _BLOCK: Final = 1 << 20
@@ -102,9 +102,16 @@ class Workspace:
             else:
                 _replace(destination, result, part=destination.with_name(f".{destination.name}.{job_id}.part"))
 
-    def candidates(self, name: str) -> Iterator[Path]:
-        """Folders for a result of this name in the outbox: NAME, NAME-2, NAME-3, ..., taken or not."""
-        return _numbered_folders(self.outbox / safe_name(name))
+    def candidates(self, name: str, collection: str | None = None) -> Iterator[Path]:
+        """Folders for a result of this name in the outbox: NAME, NAME-2, NAME-3, ..., taken or not.
+
+        Those of a collection lie in outbox/COLLECTION.
+        """
+        return _numbered_folders((self.outbox_of(collection) if collection else self.outbox) / safe_name(name))
+
+    def outbox_of(self, collection: str) -> Path:
+        """Where the results of a collection appear, and its contact sheets."""
+        return self.outbox / safe_name(collection)
 
     def take(self, job_id: str, moves: Mapping[Path, str]) -> None:
         """Move dropped files into the job's folder under these names, or finish doing so.
@@ -142,7 +149,8 @@ class Workspace:
         with _refusal(f"The dropped files cannot be moved to {to}", "check both places"):
             _move_all(moves, to)
             names = numbered(to / f"{to.name}.reason.txt")
-            write_text(next(path for path in names if path.name not in moves.values()), f"{reason}\n")
+            place = next(path for path in names if path.name not in moves.values())
+            write_bytes(place, f"{reason}\n".encode(errors="replace"))
 
     def rejected_folder(self, name: str) -> Path:
         """A folder for a rejected drop that does not exist yet: rejected/NAME, NAME-2, NAME-3, ..."""

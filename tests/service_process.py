@@ -56,11 +56,12 @@ class Service:
         self.home = home
         self.workspace = Workspace(home)
         self.workspace.create()
-        self.port, self.scheduler_port = free_port(), free_port()
+        self.port, self.scheduler_port, self.gallery_port = free_port(), free_port(), free_port()
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "NST_"))},
             "NST_PREFECT_PORT": str(self.port),
             "NST_SCHEDULER_PORT": str(self.scheduler_port),
+            "NST_GALLERY_PORT": str(self.gallery_port),
             "NST_DEVICE": "cpu",
             "NST_SETTLE_SECONDS": "0.5",
             "NST_LEASE_SECONDS": "15",

@@ -389,6 +389,19 @@ def test_a_failure_report_has_the_sentence_the_settings_and_the_attempts(dashboa
     ]
 
 
+def test_a_report_of_a_service_links_to_the_job_in_its_gallery(
+    dashboard: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NST_GALLERY_URL", "http://127.0.0.1:4300")
+
+    (artifact,) = in_a_task(lambda: dashboard.failure_report(make_job(), "It failed."))
+
+    assert artifact.data.split("\n")[:2] == [
+        "<h2>sunset_2</h2>",
+        '<p><a href="http://127.0.0.1:4300/jobs/0123456abc">This job in the gallery</a></p>',
+    ]
+
+
 def act_on_everything(dashboard: ModuleType, job: Job, losses: list[LossPoint], folder: Path) -> None:
     clock = Clock()
     shown = dashboard.ProgressArtifact.begin("sunset", clock=clock)

@@ -22,8 +22,9 @@ from nst_engine.config import TransferConfig
 from nst_engine.images import encode_png
 from storage.database import Database, open_database
 from storage.jobs import JobStore, NewJob, NewSource, utc_now
-from storage.models import Job, JobState
+from storage.models import Job, JobState, Night, NightState
 from storage.new import NewLossPoint
+from storage.nights import NightStore
 from storage.workspace import Workspace, sha256_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Scene:
         self.workspace.create()
         self._database = open_database(self.workspace.database_path)
         self.store = JobStore(self._database)
+        self.nights = NightStore(self._database)
         self.ended: list[str] = []
         self.later = timedelta()
         self.configure()
@@ -66,6 +68,7 @@ class Scene:
             self.workspace,
             self.settings,
             self.runs,
+            nights=self.nights,
             on_end=lambda job: self.ended.append(job.name),
             clock=self.clock,
         )
@@ -113,6 +116,26 @@ class Scene:
     def start(self, job: Job, *, pid: int, host: str = HERE) -> None:
         lease = self.clock() + timedelta(minutes=1)
         self.store.start_attempt(job.id, host=host, pid=pid, lease_until=lease, flow_run_id=job.flow_run_id)
+
+    def night_of(self, run_id: str, *, pid: int, host: str = HERE) -> Night:
+        """A running night of the collection `lakes` in a run that is Running, with a job that its run has."""
+        from prefect.states import Running
+
+        night, _ = self.nights.start(
+            "lakes", host=host, pid=pid, flow_run_id=run_id, lease_until=self.clock() + timedelta(minutes=1)
+        )
+        new = NewJob(
+            name="pair", preset="default", config={}, sources=[], collection="lakes", night_id=night.id, priority=9
+        )
+        self.store.create_pending([new])
+        self.nights.hand_out(night.id, flow_run_id=run_id, lease_until=self.clock(), limit=9)
+        set_state(run_id, Running())
+        return night
+
+    def night(self) -> Night:
+        night = self.nights.last("lakes")
+        assert night is not None
+        return night
 
     def job(self, name: str) -> Job:
         """The one job of that name; a short name may also be how another job's id begins."""
@@ -554,3 +577,93 @@ def test_the_folder_that_a_completed_job_has_left_is_removed(scene: Scene) -> No
     scene.later = timedelta(minutes=2)
     scene.cycle()
     assert scene.workspace.jobs_with_folders() == [waiting.id]
+
+
+def test_a_night_whose_process_is_dead_goes_on_in_another_run(scene: Scene, dead_pid: int) -> None:
+    lost = scene.runs.submit_night("lakes")
+    night = scene.night_of(lost, pid=dead_pid)
+    scene.cycle()
+    assert state_of(lost)[0] == "CRASHED"
+    after = scene.night()
+    assert (after.id, after.state, after.submission, after.pid) == (night.id, NightState.RUNNING, 2, None)
+    run = run_of(after.flow_run_id)
+    assert (run.name, set(run.tags)) == ("night of lakes", {"nst", "night"})
+    assert run.parameters == {"collection": "lakes", "home": str(scene.workspace.home), "night": night.id}
+    # Its jobs are left to the night.
+    job = scene.job("pair")
+    assert (job.state, job.flow_run_id, job.submission) == (JobState.PENDING, None, 2)
+    scene.cycle()
+    assert (scene.night().flow_run_id, scene.job("pair").flow_run_id) == (after.flow_run_id, None)
+
+
+def test_a_night_is_left_to_a_process_that_lives_or_is_elsewhere(scene: Scene, dead_pid: int) -> None:
+    scene.night_of(scene.runs.submit_night("lakes"), pid=dead_pid, host="elsewhere")
+    scene.cycle()
+    assert scene.night().submission == 1
+    scene.later = timedelta(minutes=2)
+    scene.cycle()
+    assert scene.night().submission == 2
+
+
+def test_a_night_whose_dead_run_was_cancelled_is_cancelled_with_its_jobs(scene: Scene, dead_pid: int) -> None:
+    from prefect.states import Cancelling
+
+    run_id = scene.runs.submit_night("lakes")
+    scene.night_of(run_id, pid=dead_pid)
+    set_state(run_id, Cancelling())
+    scene.cycle()
+    assert (scene.night().state, scene.job("pair").state) == (NightState.CANCELLED, JobState.CANCELLED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "later", "state", "submission"),
+    [
+        pytest.param(None, 10, NightState.RUNNING, 2, id="waits"),
+        pytest.param("Pending", 30, NightState.RUNNING, 2, id="starts"),
+        pytest.param("Running", 70, NightState.RUNNING, 3, id="died before it began"),
+        pytest.param("Failed", 10, NightState.RUNNING, 3, id="failed before it began"),
+        pytest.param("Cancelled", 10, NightState.CANCELLED, 2, id="cancelled"),
+    ],
+)
+def test_a_run_that_was_given_a_night_is_followed(
+    scene: Scene, dead_pid: int, kind: str | None, later: int, state: NightState, submission: int
+) -> None:
+    from prefect import states
+
+    scene.night_of(scene.runs.submit_night("lakes"), pid=dead_pid)
+    scene.cycle()
+    run_id = scene.night().flow_run_id
+    if kind is not None:
+        set_state(run_id, getattr(states, kind)())
+    scene.later = timedelta(seconds=later)
+    scene.cycle()
+    night = scene.night()
+    assert (night.state, night.submission, night.flow_run_id == run_id) == (state, submission, submission == 2)
+    if kind is None:
+        assert night.lease_until is not None
+        assert night.lease_until > utc_now() + timedelta(seconds=60)
+
+
+def test_a_night_whose_runs_end_again_and_again_fails_and_its_jobs_are_run_alone(scene: Scene, dead_pid: int) -> None:
+    night = scene.night_of(scene.runs.submit_night("lakes"), pid=dead_pid)
+    for submission in range(1, 21):
+        assert scene.nights.release(night.id, submission=submission)
+    scene.cycle()
+    found = scene.night()
+    assert (found.state, found.error) == (
+        NightState.FAILED,
+        "Its flow run ended 20 times before the night did; see logs/ in the home.",
+    )
+    assert scene.handed_over()["pair"] is not None
+
+
+def test_nights_leave_room_for_drops(scene: Scene) -> None:
+    scene.configure(max_submitted=3)
+    for name in ("a", "b", "c", "d"):
+        run_id = scene.runs.submit_night(name)
+        lease = scene.clock() + timedelta(minutes=1)
+        scene.nights.start(name, host=HERE, pid=os.getpid(), flow_run_id=run_id, lease_until=lease)
+    for number in range(4):
+        scene.pending(f"drop {number}")
+    scene.cycle()
+    assert {name for name, run in scene.handed_over().items() if run} == {"drop 0", "drop 1"}

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -34,7 +35,9 @@ COMMANDS = [
     for line in block.splitlines()
 ]
 FOLDER_BLOCK = re.findall(r"^```console\n(nst up\n.*?)^```", README, re.MULTILINE | re.DOTALL)[0].splitlines()
-FOLDER_COMMANDS = {"up", "inbox", "status", "cancel", "retry", "worker", "sensor"}
+COLLECTION_BLOCK = re.findall(r"^```console\n(mkdir .*?)^```", README, re.MULTILINE | re.DOTALL)[0].splitlines()
+# They need a running service, or run until they are stopped.
+FOLDER_COMMANDS = {"up", "inbox", "status", "cancel", "retry", "worker", "sensor", "collections", "bulk", "schedule"}
 STAYING_SECONDS = 120
 # What a run costs at full size is known from the benchmarks; its command line is what is tested here.
 SMALL = ["--rows", "32", "--iterations", "2", "--weights", "random", "--device", "cpu"]
@@ -84,7 +87,7 @@ def test_every_nst_command_of_the_readme_runs(user: dict[str, str], weight_file:
     commands = [command for command in COMMANDS if command.startswith("nst ")]
     assert {command.split()[1] for command in commands} == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     for command in commands:
-        if command.split()[1] in FOLDER_COMMANDS:
+        if command.split()[1] in FOLDER_COMMANDS or command == "nst gallery":
             continue
         small = f"{command} {shlex.join(SMALL)}" if command.startswith("nst run") else command
         done = run(small, user, NST_VGG19_WEIGHTS=str(weight_file))
@@ -122,16 +125,27 @@ def test_the_readme_s_commands_of_the_folder_do_what_it_says(user: dict[str, str
         wait_for_state(user, "lake", ["pending", "running"])
         assert run("nst cancel lake", user, **more).returncode == 0
         wait_for_state(user, "lake", ["cancelled"])
+        for command in COLLECTION_BLOCK:
+            if command == "nst bulk travel --cancel":
+                wait_until(user, "nst bulk travel --json", lambda found: found["night"], **more)
+            if command == "nst schedule":
+                wait_until(user, "nst schedule --json", lambda found: found["schedule"], **more)
+            done = run(command.replace("~", user["HOME"]), user, **more)
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert (home / "README.txt").is_file()
     assert {path.name for path in (home / "logs").iterdir()} >= {"prefect.log", "sensor.log", "gpu-worker.log"}
 
 
 @pytest.mark.parametrize(
     ("command", "said"),
-    [("nst worker", "GPU workers for the scheduler"), ("nst sensor", "inbox for the Prefect API at")],
+    [
+        ("nst worker", "GPU workers for the scheduler"),
+        ("nst sensor", "inbox for the Prefect API at"),
+        ("nst gallery", "http://"),
+    ],
 )
 def test_the_parts_run_alone(command: str, said: str, user: dict[str, str]) -> None:
-    (line,) = [line for line in COMMANDS if line.startswith(command)]
+    line = next(line for line in COMMANDS if line.startswith(command))
     with staying(line, user, {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}, until=said):
         pass
 
@@ -168,11 +182,16 @@ def staying(command: str, user: dict[str, str], more: dict[str, str], *, until: 
 
 
 def wait_for_state(user: dict[str, str], name: str, states: list[str]) -> None:
+    wait_until(
+        user, "nst jobs --json", lambda jobs: any(job["name"] == name and job["state"] in states for job in jobs)
+    )
+
+
+def wait_until(user: dict[str, str], command: str, condition: Callable[[Any], object], **more: str) -> None:
+    """Run a command that prints JSON until the condition holds for it."""
     deadline = time.monotonic() + 60
-    while not any(
-        job["name"] == name and job["state"] in states for job in json.loads(run("nst jobs --json", user).stdout)
-    ):
-        assert time.monotonic() < deadline, f"{name} did not become {states}"
+    while not condition(found := json.loads(run(command, user, **more).stdout)):
+        assert time.monotonic() < deadline, f"{command}: {found}"
 
 
 def test_the_readme_s_table_of_options_is_that_of_nst_run() -> None:

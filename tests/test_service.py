@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -74,6 +75,27 @@ def test_all_three_kinds_of_drop_end_as_result_folders(service: Service, engine:
     state, _ = start(engine, config, fit_pictures(config, content_of(0), [STYLE]))
     state, _ = advance(engine, state, Budget())
     assert np.array_equal(decode(outbox / "sunset" / "result.png"), state.result())
+
+
+def test_the_gallery_shows_the_job_and_the_dashboard_links_to_it(service: Service) -> None:
+    gallery = f"http://127.0.0.1:{service.gallery_port}"
+    assert gallery in service.output()
+    service.drop_pair("hung", seed=8)
+    (job,) = service.wait_for_end("hung")
+    page = httpx.get(f"{gallery}/jobs/{job.id}")
+    assert (page.status_code, "Result of hung" in page.text) == (200, True)
+    assert httpx.get(f"{gallery}/jobs/{job.id}/view/result").headers["content-type"] == "image/webp"
+    links = f'{gallery}/jobs/{job.id}"'
+    service.wait("the report links to the gallery", lambda: links in report_of(service, job.id))
+    run = f"http://127.0.0.1:{service.port}/runs/flow-run/{job.attempts[-1].flow_run_id}"
+    assert run in page.text
+
+
+def report_of(service: Service, job_id: str) -> str:
+    """The newest report of a job in Prefect."""
+    wanted = {"artifacts": {"key": {"any_": [f"job-{job_id}"]}}}
+    found: Any = service.api("POST", "artifacts/latest/filter", wanted)
+    return str(found[0]["data"]) if found else ""
 
 
 def test_the_dashboard_shows_the_run_with_its_tasks_and_artifacts(service: Service) -> None:
