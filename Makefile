@@ -32,6 +32,8 @@ bench: venv
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.burst
 	$(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.gallery
+	$(BIN)/python -m benchmarks.style_targets
 
 # Needs uv on the path; run it after a change of the dependencies in pyproject.toml.
 lock:

@@ -7,7 +7,6 @@ import base64
 import contextvars
 import html
 import io
-import os
 import re
 import string
 import sys
@@ -23,7 +22,7 @@ from PIL import Image
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
-from flows.gallery.links import GALLERY_URL, ServerLinks
+from flows.gallery.links import ServerLinks, in_gallery
 from flows.progress import Progress
 from flows.report import LOSS_PLOT, RANDOM_REMARK, RESULT, used_settings
 from flows.runs import prefect_client
@@ -128,7 +127,7 @@ class ProgressArtifact:
     def begin(cls, job_name: str, *, clock: Callable[[], float] = time.monotonic) -> Self:
         """Show a job at 0 %. `clock` counts seconds."""
         artifact = cls(job_name, clock=clock)
-        artifact._send(0.0, f"{_inline(job_name)}: starting")
+        artifact._send(0.0, f"{inline(job_name)}: starting")
         return artifact
 
     def move(self, *, iteration: int, iterations: int, loss: float, seconds_an_iteration: float | None) -> None:
@@ -172,7 +171,7 @@ def publish_report(job: Job, losses: Sequence[LossPoint], *, folder: Path) -> No
         if len(page.encode()) <= REPORT_BYTES:
             break
     last = losses[-1]
-    _publish(job, page, f"{_inline(job.name)}: {last.iteration} iterations, loss {last.total:.4g}")
+    _publish(job, page, f"{inline(job.name)}: {last.iteration} iterations, loss {last.total:.4g}")
 
 
 def failure_report(job: Job, sentence: str) -> None:
@@ -182,7 +181,7 @@ def failure_report(job: Job, sentence: str) -> None:
     """
     reason = f"<p><strong>{_text(sentence)}</strong></p>"
     page = _page(job, [reason, _settings(job), _attempts(job)])
-    _publish(job, page, f"{_inline(job.name)}: failed")
+    _publish(job, page, f"{inline(job.name)}: failed")
 
 
 def publish_inbox(reasons: Sequence[str]) -> None:
@@ -205,13 +204,13 @@ def _moving(name: str, now: Progress) -> str:
     pace = ""
     if now.seconds_an_iteration is not None and now.seconds_left is not None:
         pace = f", {now.seconds_an_iteration:.3g} s an iteration, {_duration(now.seconds_left)} left"
-    return f"{_inline(name)}: iteration {now.iteration} of {now.iterations}, loss {now.loss:.4g}{pace}"
+    return f"{inline(name)}: iteration {now.iteration} of {now.iterations}, loss {now.loss:.4g}{pace}"
 
 
 def _finished(name: str, last: Progress | None) -> str:
     if last is None:
-        return f"{_inline(name)}: done"
-    return f"{_inline(name)}: done after {last.iteration} of {last.iterations} iterations, loss {last.loss:.4g}"
+        return f"{inline(name)}: done"
+    return f"{inline(name)}: done after {last.iteration} of {last.iterations} iterations, loss {last.loss:.4g}"
 
 
 def _page(job: Job, parts: Sequence[str]) -> str:
@@ -220,12 +219,8 @@ def _page(job: Job, parts: Sequence[str]) -> str:
 
 
 def _gallery(job: Job) -> str:
-    """A link to the job's page in the gallery, where a service runs one."""
-    gallery = os.environ.get(GALLERY_URL)
-    if gallery is None:
-        return ""
-    address = f"{gallery}{ServerLinks(dashboard='').job(job.id)}"
-    return f'<p><a href="{html.escape(address)}">This job in the gallery</a></p>'
+    address = in_gallery(ServerLinks(dashboard="").job(job.id))
+    return f'<p><a href="{html.escape(address)}">This job in the gallery</a></p>' if address else ""
 
 
 def _pictures(job: Job, folder: Path) -> list[tuple[str, Image.Image]]:
@@ -347,7 +342,7 @@ def _text(text: str) -> str:
     return html.escape(_plain(text, length=_TEXT_LENGTH))
 
 
-def _inline(name: str) -> str:
+def inline(name: str) -> str:
     """A name for a line that Prefect reads as Markdown."""
     return re.sub(f"([{re.escape(string.punctuation)}])", r"\\\1", _plain(name, length=_NAME_LENGTH))
 

@@ -11,7 +11,8 @@ from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
 from flows.contact_sheet import Cell, draw_contact_sheet
-from flows.dashboard import PATIENCE_SECONDS, Sender
+from flows.dashboard import PATIENCE_SECONDS, Sender, inline
+from flows.gallery.links import ServerLinks, in_gallery
 from flows.night import Plan
 from flows.report import RESULT
 from nst_engine.errors import EngineError
@@ -70,10 +71,14 @@ def _publish_tables(night: Night, found: Sequence[Job], jobs: JobStore, plan: Pl
     problems = [
         {"file": problem.file, "pairs": problem.pairs, "reason": problem.reason} for problem in plan.problems[:_ROWS]
     ]
+    page = in_gallery(ServerLinks(dashboard="").collection(night.collection))
+    more = f" [This collection in the gallery]({page})" if page else ""
+    name = inline(night.collection)
     if rows:
-        _publish(f"night-{night.id}", rows, f"{night.collection}: the jobs of the night, the first {len(rows)}")
+        which = f"the first {_ROWS} jobs" if len(rows) == _ROWS else "the jobs"
+        _publish(f"night-{night.id}", rows, f"{name}: {which} of the night.{more}")
     if problems:
-        _publish(f"night-{night.id}-problems", problems, f"{night.collection}: what no job could be made of")
+        _publish(f"night-{night.id}-problems", problems, f"{name}: what no job could be made of.{more}")
 
 
 def _publish(key: str, rows: list[dict[str, Any]], description: str) -> None:

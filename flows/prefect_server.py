@@ -10,7 +10,6 @@ import argparse
 import gc
 import http.client
 import os
-import signal
 import socket
 import sys
 import threading
@@ -19,11 +18,11 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from flows.errors import OrchestrationError
+from flows.errors import OrchestrationError, ServiceError
 from flows.lifeline import end_with_parent
+from flows.listening import leave_on_signals, listen
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
@@ -42,16 +41,13 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, default=4200, help="the port to listen on")
     options = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
+    leave_on_signals()
     end_with_parent()
     try:
         # Bound before the seconds of Prefect's import, so that a taken port is told of at once.
-        bound = _bind(options.host, options.port)
-    except OSError as error:
-        sys.exit(
-            f"{options.host}:{options.port}: cannot be listened on ({error.strerror}); choose another prefect_port."
-        )
+        bound = listen(options.host, options.port, setting="prefect_port")
+    except ServiceError as error:
+        sys.exit(str(error))
     _serve(bound)
 
 
@@ -135,19 +131,6 @@ def _healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (OSError, http.client.HTTPException):
         return False
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    # Uvicorn sends itself a signal it was ended by once more when it has closed everything: that is a clean end too.
-    sys.exit(0)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((host, port))
-    return bound
 
 
 def _serve(bound: socket.socket) -> None:

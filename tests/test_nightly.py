@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ def test_a_picture_that_is_damaged_costs_only_its_own_pairs(service: Service, ni
     assert (night.state, problem["file"], problem["pairs"]) == (NightState.FAILED, "styles/torn.png", 2)
     assert problem["reason"].startswith("is damaged or incomplete")
     assert [job.state for job in jobs_of(service, "hills")] == [JobState.COMPLETED] * 2
+    keys = [f"night-{night.id}", f"night-{night.id}-problems"]
+    tables: Any = service.api("POST", "artifacts/filter", {"artifacts": {"key": {"any_": keys}}})
+    rows = {table["key"]: json.loads(table["data"]) for table in tables}
+    assert {key: len(found) for key, found in rows.items()} == {keys[0]: 2, keys[1]: 1}
+    assert rows[keys[1]][0]["file"] == "styles/torn.png"
+    gallery = f"http://127.0.0.1:{service.environment['NST_GALLERY_PORT']}/collections/hills"
+    assert all(f"({gallery})" in table["description"] for table in tables)
 
 
 def test_a_drop_overtakes_a_night_and_a_cancelled_night_is_gone_on_with(service: Service, nights: NightStore) -> None:

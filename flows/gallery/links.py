@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final, Protocol
 from urllib.parse import quote, urlencode
 
@@ -15,6 +16,12 @@ GALLERY_URL: Final = "NST_GALLERY_URL"
 def gallery_url(host: str, port: int) -> str:
     """Where a browser on this machine finds a gallery that listens on `host` and `port`."""
     return api_url(host, port).removesuffix("/api")
+
+
+def in_gallery(page: str) -> str | None:
+    """The whole address of a page of ServerLinks, in a flow of a service; None where no service runs."""
+    gallery = os.environ.get(GALLERY_URL)
+    return f"{gallery}{page}" if gallery else None
 
 
 class Links(Protocol):
