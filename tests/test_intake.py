@@ -496,7 +496,7 @@ class CrashError(Exception):
 CRASH_POINTS = [
     *((Workspace, name) for name in ("take", "copy_source", "put_back", "reject", "remove_dropped_folder", "discard")),
     *((JobStore, name) for name in ("create", "make_pending", "reject", "forget")),
-    *((storage.workspace, name) for name in ("move_file", "copy_file", "write_text", "sync")),
+    *((storage.workspace, name) for name in ("move_file", "copy_file", "write_bytes", "sync")),
 ]
 
 
@@ -579,14 +579,14 @@ def whole_state(place: Place) -> Any:
             {"trip/content.png": CONTENT, "trip/style.png": STYLE, "trip/settings.toml": BAD_TOML},
             None,
             2.0,
-            {"create", "reject", "move_file", "write_text", "remove_dropped_folder"},
+            {"create", "reject", "move_file", "write_bytes", "remove_dropped_folder"},
             id="a folder that is rejected",
         ),
         pytest.param(
             {"lake_content.png": CONTENT},
             None,
             3600.0,
-            {"create", "reject", "move_file", "write_text"},
+            {"create", "reject", "move_file", "write_bytes"},
             id="a lone file",
         ),
     ],

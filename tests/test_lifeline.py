@@ -42,9 +42,10 @@ print("terminated", flush=True)
 """
 
 STUBBORN = """
-import signal, threading
+import os, signal, threading
 from flows.lifeline import end_with_parent
-signal.signal(signal.SIGTERM, lambda *_: print("refused", flush=True))
+# Not print: the signal may come while "ready" is being printed.
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"refused\n"))
 end_with_parent(grace=2)
 print("ready", flush=True)
 threading.Event().wait()
