@@ -45,7 +45,7 @@ STUBBORN = """
 import os, signal, threading
 from flows.lifeline import end_with_parent
 # Not print: the signal may come while "ready" is being printed.
-signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"refused\n"))
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"refused\\n"))
 end_with_parent(grace=2)
 print("ready", flush=True)
 threading.Event().wait()
