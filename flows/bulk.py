@@ -84,7 +84,9 @@ def _run_all(store: JobStore, submissions: Mapping[str, int], settings: Settings
         try:
             while True:
                 for job_id, submission in waiting:
-                    if store.state_of(job_id) is not JobState.PENDING:
+                    job = store.get(job_id)
+                    # Somebody has cancelled it, or another run has it.
+                    if job.state is not JobState.PENDING or job.submission != submission:
                         continue
                     context = contextvars.copy_context()
                     running[pool.submit(context.run, _run_one, store, job_id, submission, settings)] = job_id

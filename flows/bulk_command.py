@@ -45,7 +45,8 @@ def bulk(
     if now + dry_run + cancel > 1:
         raise SettingsError("Give one of --now, --dry-run and --cancel.")
     settings = settings_of(home)
-    _require(settings, name)
+    if not cancel:
+        _require(settings, name)
     workspace = Workspace(settings.home)
     if not workspace.database_path.exists():
         # Looking makes no database.
@@ -70,7 +71,7 @@ def _look_or_act(
     last = nights.last(name) if nights else None
     running = last if last is not None and last.state is NightState.RUNNING else None
     if cancel:
-        _cancel(name, running, nights, as_json=as_json)
+        _cancel(settings, name, running, nights, as_json=as_json)
     elif now:
         _start(settings, name, running, as_json=as_json)
     else:
@@ -89,12 +90,14 @@ def _require(settings: Settings, name: str) -> None:
         raise CollectionError(f"{folder / name}: there is no such collection{did_you_mean(name, names)}")
 
 
-def _cancel(name: str, running: Night | None, nights: NightStore | None, *, as_json: bool) -> None:
+def _cancel(settings: Settings, name: str, running: Night | None, nights: NightStore | None, *, as_json: bool) -> None:
     from flows.errors import NightStateError
     from flows.night import sentence_on
 
+    # Its folder may have been renamed or removed since the night began.
     ended = nights.cancel(running.id) if nights and running else None
     if ended is None:
+        _require(settings, name)
         raise NightStateError(f"{name}: no night of it is running; `nst bulk {name}` shows how it stands.")
     if as_json:
         print_json({"night": ended.id, "cancelled": ended.cancelled})

@@ -69,8 +69,19 @@ class Collection:
 def collection_names(folder: Path) -> list[str]:
     """The collections in `folder`, sorted; none where there is no such folder.
 
-    Raises CollectionError when it cannot be read.
+    One with a name that is no UTF-8 is left out: see misnamed_collections(). Raises CollectionError when the folder
+    cannot be read.
     """
+    return [name for name in _folders_in(folder) if _is_utf8(name)]
+
+
+def misnamed_collections(folder: Path) -> list[str]:
+    """One sentence about each folder that is no collection for its name alone, which cannot be stored."""
+    names = [name for name in _folders_in(folder) if not _is_utf8(name)]
+    return [f"{shown(folder / name)}: has a name that is no UTF-8; rename that folder." for name in names]
+
+
+def _folders_in(folder: Path) -> list[str]:
     try:
         return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_junk(path.name))
     except FileNotFoundError:
@@ -202,6 +213,11 @@ class _Side:
 
     def _shown(self, path: Path) -> str:
         return shown(Path(self.folder.name) / path)
+
+
+def _is_utf8(name: str) -> bool:
+    # A byte that is none is a lone surrogate in Python's text.
+    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def shown(path: Path) -> str:

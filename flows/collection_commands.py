@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def collections(home: Home = None, as_json: Json = False) -> None:
     """List the collections: their pairs, how many are done, and the last and the next night."""
-    from flows.collection import collection_names
+    from flows.collection import collection_names, misnamed_collections
     from flows.terminal import out, table
     from storage.database import open_database
     from storage.nights import NightStore
@@ -47,7 +47,8 @@ def collections(home: Home = None, as_json: Json = False) -> None:
     if as_json:
         print_json([{**collection, "next_night": upcoming} for collection in found])
         return
-    if not names:
+    misnamed = misnamed_collections(workspace.collections)
+    if not names and not misnamed:
         out.print(
             f"There are no collections in {workspace.collections}; make a folder there with contents/ and styles/.",
             markup=False,
@@ -58,6 +59,8 @@ def collections(home: Home = None, as_json: Json = False) -> None:
     for collection in found:
         for sentence in filter(None, [collection["error"], *collection["problems"]]):
             out.print(f"{collection['name']}: {sentence}", markup=False)
+    for sentence in misnamed:
+        out.print(sentence, markup=False)
     out.print(f"\nnext night  {upcoming or 'not planned; nst schedule tells why'}", markup=False)
 
 

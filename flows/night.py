@@ -95,17 +95,26 @@ def look(
     )
 
 
-def carry_out(plan: Plan, jobs: JobStore, nights: NightStore, *, night_id: str) -> None:
-    """Write the plan's jobs, pending, as jobs of a running night; after a crash the next look finds what is there."""
-    nights.take_up(night_id, list(plan.again))
+def carry_out(plan: Plan, jobs: JobStore, nights: NightStore, *, night_id: str, flow_run_id: str) -> bool:
+    """Write the plan's jobs, pending, as jobs of a running night; after a crash the next look finds what is there.
+
+    Returns False where the night has ended meanwhile or this run has lost it: then it makes no job any more.
+    """
+    if not nights.take_up(night_id, list(plan.again), flow_run_id=flow_run_id):
+        return False
     for first in range(0, len(plan.new), _JOBS_A_TRANSACTION):
-        jobs.create_pending(job for _, job in plan.new[first : first + _JOBS_A_TRANSACTION])
+        page = [job for _, job in plan.new[first : first + _JOBS_A_TRANSACTION]]
+        if jobs.create_pending(page, night_id=night_id, flow_run_id=flow_run_id) is None:
+            return False
+    return True
 
 
 def sentence_on(night: Night) -> str:
     """How a night stands or has ended, in one sentence."""
     if night.error is not None:
         return f"{night.collection}: {night.error}"
+    if night.state is NightState.RUNNING:
+        return f"{night.collection}: another run goes on with its night."
     if night.pairs is None or night.completed is None:
         return f"{night.collection}: {night.state.value} before anything was found."
     before, problems = night.done_before or 0, night.problems or []

@@ -39,13 +39,7 @@ def finish_night(night: Night, plan: Plan, nights: NightStore, jobs: JobStore, w
 
 def _contact_sheet(night: Night, plan: Plan, nights: NightStore, workspace: Workspace) -> Path | None:
     """The grid of all results of the collection, those of earlier nights included."""
-    results, standings = nights.results(night.collection), nights.standings(night.collection)
-    cells = []
-    for pair, fingerprint in plan.asked:
-        folder = results.get(fingerprint or "")
-        standing = standings.get(fingerprint or "")
-        note = standing.state.value if standing else "cannot be made"
-        cells.append(Cell(pair.content.name, pair.style.name, Path(folder) / RESULT if folder else None, note))
+    cells = cells_of(plan, nights)
     path = workspace.outbox_of(night.collection) / f"contact-sheet-{night.id}.jpg"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +48,20 @@ def _contact_sheet(night: Night, plan: Plan, nights: NightStore, workspace: Work
         get_run_logger().warning("There is no contact sheet of night %s: %s", night.id, error)
         return None
     return path
+
+
+def cells_of(plan: Plan, nights: NightStore) -> list[Cell]:
+    """What has become of each pair of the plan's collection, named by the paths in contents/ and styles/."""
+    name, folder = plan.collection.name, plan.collection.folder
+    results, standings = nights.results(name), nights.standings(name)
+    cells = []
+    for pair, fingerprint in plan.asked:
+        content, style = (Path(*path.relative_to(folder).parts[1:]).as_posix() for path in (pair.content, pair.style))
+        result = results.get(fingerprint or "")
+        standing = standings.get(fingerprint or "")
+        note = standing.state.value if standing else "cannot be made"
+        cells.append(Cell(content, style, Path(result) / RESULT if result else None, note))
+    return cells
 
 
 def _publish_tables(night: Night, found: Sequence[Job], jobs: JobStore, plan: Plan) -> None:

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -21,8 +22,8 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.attempt import cancelled_in_prefect, night_run
 from flows.bulk import bulk
-from flows.collection import collection_names, read_collection
-from flows.errors import CollectionError
+from flows.collection import collection_names, misnamed_collections, read_collection
+from flows.errors import CollectionError, OrchestrationError
 from flows.night import carry_out, look, sentence_on
 from flows.night_report import finish_night
 from flows.settings import Settings, load_settings
@@ -93,13 +94,17 @@ class _Run:
             "flow_run_id": self.id,
             "lease_until": utc_now() + timedelta(seconds=self.settings.lease_seconds),
         }
+        if collection and Path(collection).name != collection:
+            raise CollectionError(f"{collection!r} is no collection; give the name of its folder in collections/.")
         if night is not None:
             taken = self.store.take_over(night, **me)
             if taken is None:
                 return [f"Night {night} has ended or another run has it."]
             self.nights.append(taken)
             return []
-        skipped = []
+        skipped = [] if collection else misnamed_collections(self.workspace.collections)
+        for sentence in skipped:
+            get_run_logger().warning(sentence)
         for name in [collection] if collection else collection_names(self.workspace.collections):
             begun, new = self.store.start(name, **me)
             if new:
@@ -129,10 +134,8 @@ class _Run:
         logger.info(
             "%s: %d pairs, %d done before, %d to do", night.collection, plan.pairs, plan.done_before, plan.to_do
         )
-        carry_out(plan, self.jobs, self.store, night_id=night.id)
-        self._work(night)
-        found = self.store.get(night.id)
-        if found is not None and found.state is NightState.CANCELLED:
+        made = carry_out(plan, self.jobs, self.store, night_id=night.id, flow_run_id=self.id)
+        if not made or not self._work(night):
             return self._ended(night, None)
         return self._ended(night, finish_night(night, plan, self.store, self.jobs, self.workspace))
 
@@ -145,26 +148,37 @@ class _Run:
                 lease_until = utc_now() + pause if pause else None
                 self.store.release(night.id, submission=night.submission, lease_until=lease_until)
 
-    def _work(self, night: Night) -> None:
-        """Run the night's jobs until all have ended, those too that another process had already begun."""
+    def _work(self, night: Night) -> bool:
+        """Run the night's jobs until all have ended, those too that another process had already begun.
+
+        Returns False when the night has been cancelled or lost to another run. Raises OrchestrationError when jobs
+        were not even begun.
+        """
         lease, never = timedelta(seconds=self.settings.lease_seconds), threading.Event()
-        while True:
+        while self.store.holds(night.id, flow_run_id=self.id):
             submissions = self.store.hand_out(
                 night.id, flow_run_id=self.id, lease_until=utc_now() + lease, limit=_JOBS_A_BULK
             )
             if submissions:
                 named = bulk.with_options(flow_run_name=f"{len(submissions)} jobs of {night.collection}")
-                named(submissions, str(self.settings.home), return_state=True)
+                # Prefect's types know this call as one that may have to be awaited, which it is not for this flow.
+                state = cast("State[Any]", named(submissions, str(self.settings.home), return_state=True))
+                if left := self.store.not_begun(night.id, flow_run_id=self.id):
+                    raise OrchestrationError(
+                        f"A run of {len(submissions)} jobs of {night.collection} ended before it began {left} of them "
+                        f"({state.message}); another run goes on with the night."
+                    )
                 continue
             counts = self.store.counts(night.id)
             if not any(counts[state] for state in OPEN):
-                return
+                return True
             # One waits for the second attempt, or another process has it: only the database tells its end.
             never.wait(_LOOK_SECONDS)
+        return False
 
     def _ended(self, night: Night, ended: Night | None) -> Night:
         if ended is None:
-            # Somebody has cancelled it.
+            # Somebody has cancelled it, or another run has it.
             ended = self.store.get(night.id) or night
         get_run_logger().info(sentence_on(ended))
         return ended

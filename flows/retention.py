@@ -55,7 +55,8 @@ class Retention:
         Raises StorageError, after the rest is done, where something could not be.
         """
         now = self._clock()
-        if self._last is not None and now - self._last < _EVERY:
+        # A clock that was set back must not end it for as long.
+        if self._last is not None and timedelta() <= now - self._last < _EVERY:
             return
         self._last = now
         done, problems = list[str](), list[StorageError]()

@@ -9,7 +9,17 @@ from pathlib import Path
 
 from flows.claim import bring_pictures, copy_dropped_files
 from flows.errors import PictureGoneError
-from flows.report import LOSS_PLOT, RECORD, RESULT, TIMELAPSE, job_document, plot_losses, result_document, result_files
+from flows.report import (
+    LOSS_PLOT,
+    RECORD,
+    RESULT,
+    SNAPSHOTS,
+    TIMELAPSE,
+    job_document,
+    plot_losses,
+    result_document,
+    result_files,
+)
 from flows.snapshots import copy_snapshots
 from nst_engine.errors import ImageError
 from nst_engine.images import decode
@@ -73,8 +83,10 @@ def _is_whole(twin: Job) -> bool:
         found = decode(Path(str(twin.result_folder)) / RESULT)
     except ImageError:
         return False
-    if twin.snapshot_every is not None and not (Path(str(twin.result_folder)) / TIMELAPSE).is_file():
-        return False
+    if twin.snapshot_every is not None:
+        folder = Path(str(twin.result_folder))
+        if not (folder / TIMELAPSE).is_file() or not (folder / SNAPSHOTS).is_dir():
+            return False
     return found.shape[:2] == (twin.result_rows, twin.result_columns)
 
 

@@ -19,7 +19,7 @@ from storage.lifecycle import TRANSITIONS, move, no_job, refuse, utc_now
 from storage.manifest import Manifest
 from storage.models import Attempt, Job, JobState, LossPoint, Role, Source
 from storage.new import NewJob, NewLossPoint, NewSource
-from storage.submissions import SubmissionStore, of_no_running_night
+from storage.submissions import SubmissionStore, night_held, of_no_running_night
 
 __all__ = ["TRANSITIONS", "JobStore", "Manifest", "NewJob", "NewLossPoint", "NewSource", "new_job_id", "utc_now"]
 
@@ -65,10 +65,15 @@ class JobStore(SubmissionStore, AttemptStore):
             session.refresh(job)
         return job
 
-    def create_pending(self, new: Iterable[NewJob]) -> list[str]:
-        """Write jobs that wait for their turn at once, in one transaction; returns their ids in order."""
+    def create_pending(self, new: Iterable[NewJob], *, night_id: str, flow_run_id: str) -> list[str] | None:
+        """Write jobs of a night that wait for their turn at once, in one transaction; returns their ids in order.
+
+        Nothing is written, and None returned, where the night has ended or this run has lost it.
+        """
         made: dict[str, Job] = {}
         with self._database.begin() as session:
+            if session.scalar(night_held(night_id, flow_run_id=flow_run_id).with_for_update()) is None:
+                return None
             for each in new:
                 job_id = self._fresh_id(session, taken=made)
                 made[job_id] = self._job(job_id, each, JobState.PENDING)

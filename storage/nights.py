@@ -13,10 +13,11 @@ from storage.database import Database
 from storage.jobs import new_job_id
 from storage.lifecycle import OPEN, Store, utc_now
 from storage.models import Attempt, Job, JobState, Night, NightState, Source
-from storage.submissions import waits
+from storage.submissions import night_held, waits
 
 _IDS_A_STATEMENT: Final = 1000
 _NIGHT_LOCK: Final = 0x6E73746E  # "nstn", the key of a PostgreSQL advisory lock
+_UNDER_WAY: Final = (JobState.RUNNING, JobState.CANCELLING, JobState.COMPLETED)
 # Of several jobs of one fingerprint the first of these says how the pair stands.
 _STANDING: Final = (JobState.COMPLETED, *OPEN, JobState.FAILED, JobState.CANCELLED)
 
@@ -141,31 +142,41 @@ class NightStore(Store):
             found = {"pairs": pairs, "done_before": done_before, "problems": [dict(problem) for problem in problems]}
             _change(session, night_id, **found)
 
-    def take_up(self, night_id: str, job_ids: Collection[str]) -> None:
-        """Make these jobs of the collection the night's: failed and cancelled ones wait again, as if not tried."""
+    def holds(self, night_id: str, *, flow_run_id: str) -> bool:
+        """Whether the night runs and this run has it."""
+        with self._database.session() as session:
+            return session.scalar(night_held(night_id, flow_run_id=flow_run_id)) is not None
+
+    def take_up(self, night_id: str, job_ids: Collection[str], *, flow_run_id: str) -> bool:
+        """Make these jobs of the collection the night's: failed and cancelled ones wait again, as if not tried.
+
+        One that has been completed since it was found is the night's too. Nothing is changed, and False returned,
+        where the night has ended or this run has lost it.
+        """
         tried = select(func.count()).where(Attempt.job_id == Job.id).scalar_subquery()
         again = {"state": JobState.PENDING, "error": None, "finished_at": None, "result_folder": None}
         waits_anew = {"flow_run_id": None, "lease_until": None, "submission": Job.submission + 1, "night_id": night_id}
         with self._database.begin() as session:
+            if session.scalar(night_held(night_id, flow_run_id=flow_run_id).with_for_update()) is None:
+                return False
             for page in _pages(list(job_ids)):
                 of = update(Job).where(Job.id.in_(page))
                 for statement in (
-                    of.where(Job.state.in_((JobState.RUNNING, JobState.CANCELLING))).values(night_id=night_id),
+                    of.where(Job.state.in_(_UNDER_WAY)).values(night_id=night_id),
                     of.where(Job.state == JobState.PENDING).values(waits_anew),
                     of.where(Job.state.in_((JobState.FAILED, JobState.CANCELLED))).values(
                         {**again, **waits_anew, "attempts_before_retry": tried}
                     ),
                 ):
                     session.connection().execute(statement)
+        return True
 
     def hand_out(self, night_id: str, *, flow_run_id: str, lease_until: datetime, limit: int) -> dict[str, int]:
         """Hand waiting jobs of a running night to its run: their ids and submissions, in the order of waiting().
 
         A run that has lost the night is given none.
         """
-        own = select(Night.id).where(
-            Night.id == night_id, Night.state == NightState.RUNNING, Night.flow_run_id == flow_run_id
-        )
+        own = night_held(night_id, flow_run_id=flow_run_id)
         ours = select(Job.id, Job.submission).where(Job.night_id.in_(own), waits(self._clock()))
         with self._database.begin() as session:
             rows = session.execute(ours.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(limit)).all()
@@ -174,6 +185,12 @@ class NightStore(Store):
                     update(Job).where(Job.id.in_(page)).values(flow_run_id=flow_run_id, lease_until=lease_until)
                 )
         return {row.id: row.submission for row in rows}
+
+    def not_begun(self, night_id: str, *, flow_run_id: str) -> int:
+        """How many jobs of the night have been handed to this run and still wait."""
+        handed = (Job.night_id == night_id, Job.state == JobState.PENDING, Job.flow_run_id == flow_run_id)
+        with self._database.session() as session:
+            return session.scalar(select(func.count()).select_from(Job).where(*handed)) or 0
 
     def finish(self, night_id: str, *, contact_sheet: str | None = None, error: str | None = None) -> Night | None:
         """End a running night: failed with an `error`, a failed job or a problem, else completed.
@@ -226,10 +243,12 @@ class NightStore(Store):
             return list(session.scalars(query))
 
     def last(self, collection: str) -> Night | None:
-        """The newest night of a collection."""
+        """The night of a collection that runs, else the newest."""
         query = select(Night).where(Night.collection == collection)
         with self._database.session() as session:
-            return session.scalar(query.order_by(Night.started_at.desc(), Night.id.desc()).limit(1))
+            # A clock that was set back makes what runs older than what has ended.
+            runs = Night.finished_at.is_(None).desc()
+            return session.scalar(query.order_by(runs, Night.started_at.desc(), Night.id.desc()).limit(1))
 
     def jobs(self, night_id: str, *, limit: int) -> list[Job]:
         """The jobs of a night, oldest first, at most `limit`."""

@@ -4,7 +4,7 @@ night that is running are its own: nobody else hands them out."""
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, or_, select, update
 
 from storage.lifecycle import Store, refuse
 from storage.models import Job, JobState, Night, NightState
@@ -21,11 +21,14 @@ class SubmissionStore(Store):
             return list(session.scalars(query))
 
     def note_submission(self, job_ids: Collection[str], *, flow_run_id: str, lease_until: datetime) -> None:
-        """Hand those of the jobs that are still pending to a run; one that the run has begun already is its own."""
+        """Hand those of the jobs that are still pending to a run; one that the run has begun already is its own.
+
+        One that a night has taken up meanwhile is the night's.
+        """
         with self._database.begin() as session:
             session.connection().execute(
                 update(Job)
-                .where(Job.id.in_(job_ids), Job.state == JobState.PENDING)
+                .where(Job.id.in_(job_ids), Job.state == JobState.PENDING, of_no_running_night())
                 .values(flow_run_id=flow_run_id, lease_until=lease_until)
             )
 
@@ -73,6 +76,13 @@ def waits(now: datetime) -> ColumnElement[bool]:
         Job.state == JobState.PENDING,
         Job.flow_run_id.is_(None),
         or_(Job.lease_until.is_(None), Job.lease_until < now),
+    )
+
+
+def night_held(night_id: str, *, flow_run_id: str) -> Select[str]:
+    """The id of the night while it runs and this run has it."""
+    return select(Night.id).where(
+        Night.id == night_id, Night.state == NightState.RUNNING, Night.flow_run_id == flow_run_id
     )
 
 

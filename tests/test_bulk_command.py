@@ -113,12 +113,14 @@ def test_a_running_night_is_shown_and_cancelled(home: Path, stores: tuple[JobSto
     collection = read_collection(home / "collections" / "lakes", preset="default")
     plan = look(collection, {}, max_pixels=1_000_000, night_id=night.id)
     nights.note_plan(night.id, pairs=plan.pairs, done_before=0, problems=[])
-    carry_out(plan, jobs, nights, night_id=night.id)
+    carry_out(plan, jobs, nights, night_id=night.id, flow_run_id="run-1")
     shown = json.loads(nst_bulk(home, "lakes", "--json").stdout)["night"]
     assert (shown["id"], shown["state"], shown["jobs"]) == (night.id, "running", {"pending": 2})
     assert shown["sentence"].endswith(": 0 of 2 jobs have ended")
     refused = nst_bulk(home, "lakes", "--now")
     assert (refused.returncode, f"its night {night.id} is running already" in refused.stderr) == (2, True)
+    # Also when its folder has another name meanwhile.
+    (home / "collections" / "lakes").rename(home / "collections" / "ponds")
     told = nst_bulk(home, "lakes", "--cancel")
     assert (told.returncode, told.stdout) == (
         0,

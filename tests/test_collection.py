@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.collection import Pair, Problem, collection_names, read_collection
+from flows.collection import Pair, Problem, collection_names, misnamed_collections, read_collection
 from flows.errors import CollectionError
 from flows.pair_names import pair_names
 from nst_engine.presets import PRESETS
@@ -52,6 +52,16 @@ def test_a_folder_of_folders_gives_the_names_of_its_collections(tmp_path: Path) 
     assert collection_names(tmp_path / "collections") == []
     put(tmp_path / "collections", "b/contents/x.jpg", "a/styles/x.jpg", ".hidden/x", "@eaDir/x", "readme.txt")
     assert collection_names(tmp_path / "collections") == ["a", "b"]
+
+
+def test_a_collection_whose_name_is_no_utf_8_is_told_of_and_leaves_the_others_alone(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    put(home / "collections", "zoo/contents/lake.jpg", "zoo/styles/wave.png")
+    (home / "collections" / os.fsdecode(b"b\xe9te")).mkdir()
+    sentence = f"{home}/collections/b?te: has a name that is no UTF-8; rename that folder."
+    assert collection_names(home / "collections") == ["zoo"]
+    assert misnamed_collections(home / "collections") == [sentence]
+    assert f"{sentence}\n" in nst(home, "collections").stdout
 
 
 def test_collections_that_cannot_be_read_are_told_of(tmp_path: Path) -> None:

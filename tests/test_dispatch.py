@@ -127,7 +127,7 @@ class Scene:
         new = NewJob(
             name="pair", preset="default", config={}, sources=[], collection="lakes", night_id=night.id, priority=9
         )
-        self.store.create_pending([new])
+        self.store.create_pending([new], night_id=night.id, flow_run_id=run_id)
         self.nights.hand_out(night.id, flow_run_id=run_id, lease_until=self.clock(), limit=9)
         set_state(run_id, Running())
         return night

@@ -76,6 +76,7 @@ def point(iteration: int, total: float = 10.0, **changes: Any) -> NewLossPoint:
         "layers": {"content/block5_conv2": 4.0, "style/block1_conv1": 5.0},
         "learning_rate": 2.5,
         "seconds": iteration / 2,
+        "scale": 2,
     }
     return NewLossPoint(**(values | changes))
 
@@ -555,6 +556,7 @@ def test_loss_points_come_back_whole_and_in_order(store: JobStore) -> None:
         "layers": {"content/block5_conv2": 4.0, "style/block1_conv1": 5.0},
         "learning_rate": 2.5,
         "seconds": 0.5,
+        "scale": 2,
     }
     second = first | {"iteration": 2, "learning_rate": None, "seconds": 1.0}
     assert [fields(loss) for loss in store.losses(job_id)] == [first, second]

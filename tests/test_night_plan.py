@@ -11,8 +11,10 @@ import pytest
 
 from flows.claim import bring_pictures
 from flows.collection import Problem, read_collection
+from flows.contact_sheet import Cell
 from flows.errors import PictureGoneError
 from flows.night import Plan, carry_out, look, sentence_on
+from flows.night_report import cells_of
 from nst_engine.images import encode_png
 from storage.database import open_database
 from storage.jobs import JobStore, utc_now
@@ -53,7 +55,7 @@ class Scene:
         return look(collection, standings, max_pixels=1_000_000, night_id=self.night.id)
 
     def carry_out(self) -> list[Job]:
-        carry_out(self.look(), self.jobs, self.nights, night_id=self.night.id)
+        carry_out(self.look(), self.jobs, self.nights, night_id=self.night.id, flow_run_id="run-1")
         return self.nights.jobs(self.night.id, limit=99)
 
     def next_night(self) -> Plan:
@@ -151,6 +153,20 @@ def test_a_picture_that_cannot_be_used_is_a_problem_with_its_pairs(scene: Scene)
     assert [fingerprint is None for _, fingerprint in plan.asked].count(True) == 6
 
 
+def test_pictures_of_one_name_in_two_folders_have_places_of_their_own_on_the_sheet(scene: Scene) -> None:
+    (scene.contents / "2025").mkdir()
+    encode_png(content_of(9), scene.contents / "2025" / "c0.png")
+    jobs = scene.carry_out()
+    scene.end(jobs[0], failed=True)
+    for job in jobs[1:]:
+        scene.end(job, failed=False)
+    assert cells_of(scene.look(), scene.nights) == [
+        Cell("2025/c0.png", "s.png", None, "failed"),
+        Cell("c0.png", "s.png", Path("/out", jobs[1].name, "result.png"), "completed"),
+        Cell("c1.png", "s.png", Path("/out", jobs[2].name, "result.png"), "completed"),
+    ]
+
+
 def test_a_name_that_is_no_utf8_is_a_problem(scene: Scene) -> None:
     strange = os.fsencode(scene.contents) + b"/caf\xe9.png"
     os.rename(scene.contents / "c1.png", strange)  # noqa: PTH104
@@ -200,6 +216,9 @@ def test_a_job_takes_its_pictures_as_they_were_when_it_was_made(scene: Scene) ->
         pytest.param({"error": "/c/lakes/styles: holds no pictures."}, "lakes: /c/lakes/styles: holds no pictures."),
         pytest.param(
             {"pairs": None, "state": NightState.CANCELLED}, "lakes: cancelled before anything was found.", id="early"
+        ),
+        pytest.param(
+            {"state": NightState.RUNNING, "completed": None}, "lakes: another run goes on with its night.", id="lost"
         ),
     ],
 )

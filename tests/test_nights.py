@@ -60,7 +60,10 @@ def made(jobs: JobStore, night: Night, count: int = 1, **changes: Any) -> list[s
     new = [
         replace(PAIR, **({"night_id": night.id, "fingerprint": f"{number:064}"} | changes)) for number in range(count)
     ]
-    return jobs.create_pending(new)
+    assert night.flow_run_id is not None
+    ids = jobs.create_pending(new, night_id=night.id, flow_run_id=night.flow_run_id)
+    assert ids is not None
+    return ids
 
 
 def run(jobs: JobStore, job_id: str) -> int:
@@ -200,7 +203,11 @@ def test_jobs_of_earlier_nights_become_the_nights_own(nights: NightStore, jobs: 
     nights.finish(before.id)
     night = started(nights)
     kept = fields(jobs.get(completed))
-    nights.take_up(night.id, [pending, running, failed, cancelled, completed])
+    ids = [pending, running, failed, cancelled, completed]
+    assert not nights.take_up(night.id, ids, flow_run_id="run-2")
+    assert not nights.take_up(before.id, ids, flow_run_id="run-1")
+    assert {jobs.get(job_id).night_id for job_id in ids} == {before.id}
+    assert nights.take_up(night.id, ids, flow_run_id="run-1")
     found = {
         job_id: (job.state, job.night_id, job.flow_run_id, job.submission, job.attempts_before_retry, job.error)
         for job_id in (pending, running, failed, cancelled)
@@ -212,7 +219,8 @@ def test_jobs_of_earlier_nights_become_the_nights_own(nights: NightStore, jobs: 
         failed: (JobState.PENDING, night.id, None, 2, 1, None),
         cancelled: (JobState.PENDING, night.id, None, 2, 0, None),
     }
-    assert fields(jobs.get(completed)) == kept
+    # It was completed after it had been found to be open.
+    assert fields(jobs.get(completed)) == kept | {"night_id": night.id}
 
 
 @pytest.mark.parametrize(
@@ -326,6 +334,22 @@ def test_the_last_night_is_the_newest_and_its_jobs_come_by_age(database: Databas
     assert [job.id for job in nights.jobs(second.id, limit=2)] == ids[:2]
 
 
+def test_a_night_that_runs_is_the_last_also_when_the_clock_was_set_back(database: Database) -> None:
+    times = iter([NOW, LATER, NOW - timedelta(days=1), LATER])
+    nights = NightStore(database, clock=lambda: next(times))
+    before = started(nights)
+    nights.finish(before.id)
+    running = started(nights)
+    assert now_of(nights, running).started_at < now_of(nights, before).started_at
+    last = nights.last("lakes")
+    assert last is not None
+    assert last.id == running.id
+    nights.finish(running.id)
+    last = nights.last("lakes")
+    assert last is not None
+    assert last.id == before.id
+
+
 def test_a_drop_does_not_wait_for_a_twin_that_waits_in_a_night(database: Database, nights: NightStore) -> None:
     times = iter(NOW + timedelta(seconds=number) for number in range(99))
     jobs = JobStore(database, clock=lambda: next(times))
@@ -335,6 +359,29 @@ def test_a_drop_does_not_wait_for_a_twin_that_waits_in_a_night(database: Databas
     assert jobs.behind_a_twin([drop]) == set()
     run(jobs, own)
     assert jobs.behind_a_twin([drop]) == {drop.id}
+
+
+def test_jobs_are_made_only_by_the_run_that_has_the_night(nights: NightStore, jobs: JobStore) -> None:
+    night = started(nights)
+    assert nights.holds(night.id, flow_run_id="run-1")
+    assert jobs.create_pending([PAIR], night_id=night.id, flow_run_id="run-2") is None
+    nights.cancel(night.id)
+    assert jobs.create_pending([PAIR], night_id=night.id, flow_run_id="run-1") is None
+    assert (nights.holds(night.id, flow_run_id="run-1"), jobs.recent(limit=9)) == (False, [])
+
+
+def test_a_job_that_a_night_has_taken_up_is_handed_to_no_other_run(nights: NightStore, jobs: JobStore) -> None:
+    before = started(nights)
+    (job_id,) = made(jobs, before)
+    nights.finish(before.id)
+    # The dispatcher finds it, submits a run for it, and notes that when a night has begun.
+    (found,) = jobs.waiting(limit=9, now=LATER)
+    night = started(nights)
+    nights.take_up(night.id, [found.id], flow_run_id="run-1")
+    jobs.note_submission([found.id], flow_run_id="burst", lease_until=LATER)
+    assert jobs.get(job_id).flow_run_id is None
+    assert nights.hand_out(night.id, flow_run_id="run-1", lease_until=LATER, limit=9) == {job_id: 2}
+    assert (nights.not_begun(night.id, flow_run_id="run-1"), nights.not_begun(night.id, flow_run_id="run-2")) == (1, 0)
 
 
 def test_many_jobs_are_made_at_once_in_their_order(nights: NightStore, database: Database) -> None:

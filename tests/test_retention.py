@@ -315,6 +315,18 @@ def test_it_works_at_most_every_ten_minutes_and_a_bounded_piece(scene: Scene) ->
     assert len(list(scene.workspace.rejected.iterdir())) == 23
 
 
+def test_it_works_on_when_the_clock_was_set_back(scene: Scene) -> None:
+    retention = scene.retention()
+    scene.clock.now += 1000 * DAY
+    retention.keep()
+    scene.clock.now -= 1000 * DAY
+    scene.fail(scene.job(), made=False)
+    with scene.database.begin() as session:
+        session.connection().execute(sa.update(Job).values(finished_at=START - 40 * DAY))
+    retention.keep()
+    assert len(list(scene.workspace.rejected.iterdir())) == 1
+
+
 def test_what_cannot_be_moved_stays_and_keeps_the_others_from_nothing(scene: Scene) -> None:
     stuck, other = scene.fail(scene.job(name="stuck")), scene.fail(scene.job(name="other"))
     scene.clock.now += 31 * DAY

@@ -16,7 +16,7 @@ from flows.claim import CheckedPicture, claim, claim_drop
 from flows.drop_settings import read_drop_settings
 from flows.inbox import assess
 from flows.listing import scan
-from flows.reuse import reuse_twin
+from flows.reuse import reuse_or_fail, reuse_twin
 from nst_engine.config import TransferConfig
 from nst_engine.images import MAX_PIXELS, decode, encode_png
 from storage.database import open_database
@@ -65,7 +65,13 @@ def pictures(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def pending(
-    store: JobStore, workspace: Workspace, pictures: Sequence[Path], *, name: str, preset: str = "default"
+    store: JobStore,
+    workspace: Workspace,
+    pictures: Sequence[Path],
+    *,
+    name: str,
+    preset: str = "default",
+    snapshot_every: int | None = None,
 ) -> Job:
     content, *styles = pictures
     return claim(
@@ -77,6 +83,7 @@ def pending(
         config=CONFIG,
         max_pixels=MAX_PIXELS,
         name=name,
+        snapshot_every=snapshot_every,
     )
 
 
@@ -226,6 +233,24 @@ def test_a_result_that_is_no_longer_there_is_computed_again(
     assert (after.state, after.result_folder, after.reused_from) == (JobState.PENDING, None, None)
     assert names(workspace.job_folder(job.id)) == {"content.png", "style.png"}
     assert not (workspace.outbox / "second").exists()
+
+
+@pytest.mark.parametrize("gone", ["timelapse.webp", "snapshots"])
+def test_a_result_whose_snapshots_are_no_longer_there_is_computed_again(
+    store: JobStore, workspace: Workspace, pictures: tuple[Path, Path], gone: str
+) -> None:
+    first = completed(store, workspace, pending(store, workspace, pictures, name="first", snapshot_every=2))
+    folder = Path(str(first.result_folder))
+    (folder / "timelapse.webp").touch()
+    (folder / "snapshots").mkdir()
+    second, third = (pending(store, workspace, pictures, name=name, snapshot_every=2) for name in ("second", "third"))
+    assert reuse_or_fail(store, workspace, second)
+    assert store.state_of(second.id) is JobState.COMPLETED
+    for reused in (first, store.get(second.id)):
+        place = Path(str(reused.result_folder)) / gone
+        place.rmdir() if place.is_dir() else place.unlink()
+    assert not reuse_or_fail(store, workspace, third)
+    assert store.state_of(third.id) is JobState.PENDING
 
 
 def test_a_job_like_no_other_is_computed(
