@@ -123,14 +123,14 @@ class Browser:
             return session.scalar(select(Job.id).where(Job.id == job_id)) is not None
 
     def losses(self, job_id: str, *, points: int) -> list[LossPoint]:
-        """About `points` points of a loss curve at even distances, the first and the last among them."""
+        """About `points` points of a loss curve at even distances, the first and the last among them; all of fewer."""
         with self._database.session() as session:
-            last = session.scalar(select(func.max(LossPoint.iteration)).where(LossPoint.job_id == job_id))
-            if last is None:
-                return []
-            # Named one by one they are looked up; a condition on the iteration would read them all.
-            iterations = {*range(0, last, max(1, ceil(last / points))), last}
-            query = select(LossPoint).where(LossPoint.job_id == job_id, LossPoint.iteration.in_(iterations))
+            counted = select(func.count(), func.max(LossPoint.iteration)).where(LossPoint.job_id == job_id)
+            count, last = session.execute(counted).one()
+            query = select(LossPoint).where(LossPoint.job_id == job_id)
+            if count > points:
+                # Named one by one they are looked up; a condition on the iteration would read them all.
+                query = query.where(LossPoint.iteration.in_({*range(0, last, max(1, ceil(last / points))), last}))
             return list(session.scalars(query.order_by(LossPoint.iteration)))
 
     def collections(self, *, also: Sequence[str] = (), newest: int) -> list[CollectionLine]:

@@ -43,6 +43,10 @@ class GalleryHome:
         self.database = open_database(self.workspace.database_path)
         self.store = JobStore(self.database, clock=lambda: self._now)
 
+    def later(self) -> datetime:
+        """A time after the end of all jobs so far."""
+        return self._now + timedelta(days=1)
+
     def make(
         self, name: str, *, preset: str = "default", collection: str | None = None, styles: Sequence[str] = ("style",)
     ) -> Job:

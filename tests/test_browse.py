@@ -11,6 +11,7 @@ from sqlalchemy import event
 from storage.browse import Browser, JobFilter, JobLine
 from storage.errors import JobNotFoundError
 from storage.models import JobState, NightState
+from storage.retention import POINTS_KEPT, RetentionStore
 from tests.gallery_home import GalleryHome, loss_point
 
 
@@ -139,6 +140,15 @@ def test_a_curve_is_thinned_evenly_and_keeps_its_ends(
     found = Browser(home.database).losses(job.id, points=points)
     assert [point.iteration for point in found] == iterations
     assert found[-1].total == loss_point(last).total
+
+
+def test_a_curve_that_retention_has_thinned_is_read_whole(tmp_path: Path) -> None:
+    home = GalleryHome(tmp_path)
+    job = home.start("lake", iteration=1000)
+    home.finish(job)
+    RetentionStore(home.database).thin_losses(job.id)
+    found = Browser(home.database).losses(job.id, points=600)
+    assert (len(found), found[0].iteration, found[-1].iteration) == (POINTS_KEPT, 0, 1000)
 
 
 def test_a_job_without_losses_has_no_curve(browser: Browser, home: GalleryHome) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import math
 import re
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -23,6 +25,8 @@ from flows.errors import SettingsError
 from flows.gallery.app import may_ask
 from flows.gallery.curve import draw
 from flows.gallery.export import write_export
+from flows.gallery.links import ServerLinks
+from flows.gallery.pages import Pages
 from flows.gallery.thumbnails import Thumbnails, small_picture
 from flows.settings import Settings
 from nst_engine.errors import ImageError
@@ -30,6 +34,7 @@ from nst_engine.images import encode_png
 from storage.browse import Browser
 from storage.errors import DatabaseError
 from storage.models import LossPoint
+from storage.retention import RetentionStore
 from tests.gallery_home import ITERATIONS, NASTY, GalleryHome, full_home, serving
 from tests.service_process import REPOSITORY, free_port
 
@@ -228,6 +233,8 @@ def test_a_running_job_s_page_has_its_progress_and_asks_again(client: httpx.Clie
     assert 'data-refresh="2000"' in answer
     assert '<noscript><meta http-equiv="refresh" content="2"></noscript>' in answer
     assert "refresh" not in client.get(f"/jobs/{ended.id}").text
+    # Its place is kept while the next one loads: it has the shape of the content.
+    assert 'alt="The picture as it is now" width="64" height="48"' in answer
     latest = picture_of(client.get(f"/jobs/{running.id}/view/latest")).convert("RGB")
     assert abs(latest.getpixel((5, 5))[0] - 90) < 4  # type: ignore[index]
 
@@ -235,6 +242,8 @@ def test_a_running_job_s_page_has_its_progress_and_asks_again(client: httpx.Clie
 def test_a_collection_has_its_nights_problems_sheet_and_pictures(client: httpx.Client, home: GalleryHome) -> None:
     page = _Page(client.get("/collections/Old%20harbour").text)
     assert "contents/<i>.jpg" in page.text
+    # A name that runs from right to left turns nothing beside it round.
+    assert page.tags.count("bdi") == 1
     assert "/?collection=Old+harbour" in page.links
     rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", client.get("/collections/Old%20harbour").text, re.DOTALL)
     numbers = [re.findall(r"<td>(\d+|–)</td>", row) for row in rows]
@@ -270,6 +279,7 @@ def test_pictures_are_small_kept_and_asked_for_once(client: httpx.Client, home: 
     assert "max-age" in answer.headers["cache-control"]
     again = client.get(f"/jobs/{job.id}/thumbnail/result", headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["cache-control"] == answer.headers["cache-control"]
     assert {path.name for path in folder.iterdir()} == before
     encode_png(np.full((300, 300, 3), 200, np.uint8), Path(str(job.result_folder)) / "result.png")
     assert picture_of(client.get(f"/jobs/{job.id}/thumbnail/result")).size == (300, 300)
@@ -365,6 +375,73 @@ def test_a_file_outside_its_folder_is_not_served(tmp_path: Path, files: dict[str
         assert client.get(f"/jobs/{job.id}").status_code == 200
 
 
+@pytest.mark.parametrize("linked", ["lake", "."], ids=["its folder", "the folder above"])
+def test_a_folder_that_became_a_link_out_of_the_outbox_is_not_followed(tmp_path: Path, linked: str) -> None:
+    home = GalleryHome(tmp_path / "home")
+    job = home.start("lake")
+    folder = home.finish(job, folder=home.workspace.outbox / "harbour" / "lake")
+    home.database.close()
+    elsewhere = tmp_path / "elsewhere"
+    (folder.parent / linked).rename(elsewhere)
+    (folder.parent / linked).symlink_to(elsewhere)
+    with client_of(home.workspace.home) as client:
+        assert client.get(f"/jobs/{job.id}/files/result").status_code == 404
+        assert client.get(f"/jobs/{job.id}/thumbnail/cover").headers["content-type"] == "image/svg+xml"
+        assert "The result is no longer in" in client.get(f"/jobs/{job.id}").text
+
+
+def test_an_outbox_on_another_disk_and_a_folder_the_user_chose_may_be_links(tmp_path: Path) -> None:
+    for place in ("disk", "chosen"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "outbox").symlink_to(tmp_path / "disk")
+    (tmp_path / "link").symlink_to(tmp_path / "chosen")
+    home = GalleryHome(tmp_path / "home")
+    inside, outside = home.done("inside"), home.start("outside")
+    home.finish(outside, folder=tmp_path / "link" / "out")
+    with client_of(home.workspace.home) as client:
+        for job in (inside, outside):
+            assert client.get(f"/jobs/{job.id}/files/result").status_code == 200
+
+
+def test_pictures_that_retention_moved_are_shown_from_there(tmp_path: Path) -> None:
+    home = GalleryHome(tmp_path)
+    job = home.failed("lake")
+    moved = home.workspace.rejected_folder("lake")
+    assert RetentionStore(home.database).reject_pictures(job.id, before=home.later(), to=moved)
+    home.workspace.job_folder(job.id).rename(moved)
+    with client_of(tmp_path) as client:
+        assert client.get(f"/jobs/{job.id}/files/style").content == (moved / "style.png").read_bytes()
+        assert picture_of(client.get(f"/jobs/{job.id}/thumbnail/cover")).size == (64, 48)
+        assert "no longer here" not in client.get(f"/jobs/{job.id}").text
+
+
+def test_a_file_that_comes_and_goes_breaks_no_page(tmp_path: Path) -> None:
+    home = GalleryHome(tmp_path)
+    job = home.done("lake")
+    come_and_go = "import pathlib, sys\npath = pathlib.Path(sys.argv[1])\nwhile True: path.unlink(); path.touch()"
+    record = Path(str(job.result_folder)) / "job.json"
+    pages, browser = Pages(home.workspace, ServerLinks(dashboard="")), Browser(home.database)
+    with subprocess.Popen([sys.executable, "-c", come_and_go, str(record)]) as goer:
+        try:
+            shown = [">Record <" in pages.job(browser, browser.job(job.id)) for _ in range(80)]
+        finally:
+            goer.kill()
+    assert set(shown) == {True, False}
+
+
+def test_many_who_take_long_curves_do_not_keep_others_waiting(tmp_path: Path) -> None:
+    home = GalleryHome(tmp_path)
+    job = home.start("lake", iteration=1500)
+    with client_of(tmp_path) as client, ThreadPoolExecutor(60) as crowd:
+        taken = [crowd.submit(client.get, f"/jobs/{job.id}/losses.csv") for _ in range(60)]
+        next(as_completed(taken))
+        assert client.get("/").status_code == 200
+        before = sum(answer.done() for answer in taken)
+        assert {answer.result().status_code for answer in taken} == {200}
+    assert before < 20
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
 @pytest.mark.parametrize("path", ["/", "/nothing", "/static/gallery.css"])
 def test_nothing_can_be_sent_to_it(client: httpx.Client, method: str, path: str) -> None:
@@ -445,6 +522,14 @@ def test_without_a_database_it_says_so_and_works_as_soon_as_there_is_one(tmp_pat
         assert names_on(client.get("/")) == ["restored"]
 
 
+def test_an_empty_file_where_the_database_will_be_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "nst.db").touch()
+    with client_of(tmp_path) as client:
+        answer = client.get("/")
+    assert (answer.status_code, "has no database yet" in answer.text) == (200, True)
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("nst.db", 0)]
+
+
 def test_a_file_that_is_no_database_is_a_page_of_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "nst.db").write_text("these are only words, and far too few of them to be a database")
     with client_of(tmp_path) as client:
@@ -478,13 +563,21 @@ def test_a_curve_has_a_line_for_every_loss_above_zero() -> None:
 
 @pytest.mark.parametrize(
     ("points", "lines"),
-    [([], None), ([point(0, 0.0)], None), ([point(0, 5.0)], 2), ([point(n, 5.0) for n in range(3)], 2)],
-    ids=["no points", "all zero", "one point", "level"],
+    [
+        ([], None),
+        ([point(0, 0.0)], None),
+        ([point(0, 5.0)], 2),
+        ([point(n, 5.0) for n in range(3)], 2),
+        ([point(0, -1.0, style_a=3.0)], None),
+        ([point(0, math.inf), point(1, 5.0)], 2),
+        ([point(0, -5.0), point(1, 5.0)], 2),
+    ],
+    ids=["no points", "all zero", "one point", "level", "only a layer", "infinite", "negative"],
 )
 def test_a_curve_of_little(points: list[LossPoint], lines: int | None) -> None:
     curve = draw(points)
     assert (curve and len(curve.lines)) == lines
-    assert "nan" not in str(curve)
+    assert not re.search("nan|inf", str(curve and curve.lines))
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -523,6 +616,16 @@ def test_a_cache_that_cannot_be_written_costs_no_picture(tmp_path: Path) -> None
     Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
     made = Thumbnails(tmp_path, max_pixels=10**6).make(tmp_path / "a.png", job_id="j", role="r", side=64)
     assert Image.open(io.BytesIO(made)).size == (64, 32)
+
+
+def test_a_small_picture_that_a_power_cut_left_empty_is_made_again(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
+    thumbnails = Thumbnails(tmp_path, max_pixels=10**6)
+    made = thumbnails.make(tmp_path / "a.png", job_id="j", role="r", side=64)
+    (kept,) = (tmp_path / "cache" / "thumbnails" / "j").iterdir()
+    assert thumbnails.kept(tmp_path / "a.png", job_id="j", role="r", side=64) == made
+    kept.write_bytes(b"")
+    assert thumbnails.kept(tmp_path / "a.png", job_id="j", role="r", side=64) is None
 
 
 def test_the_command_serves_until_it_is_told_to_end(home: GalleryHome) -> None:
@@ -603,11 +706,26 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_pat
     assert (folder / "jobs" / "older" / "index.html").read_text() == "mine"
     (folder / ".nst-gallery").touch()
     (folder / "notes.txt").write_text("mine")
+    (folder / "index-notes.html").write_text("mine")
+    (folder / "index-7.html").write_text("of an earlier one")
     assert write_export(settings, folder) == 1
+    assert {path.name for path in folder.glob("index*")} == {"index.html", "index-notes.html"}
     assert [path.name for path in (folder / "jobs").iterdir()] == [kept.id]
     assert (folder / "notes.txt").read_text() == "mine"
     with pytest.raises(SettingsError, match="is a file"):
         write_export(settings, folder / "notes.txt")
+
+
+@pytest.mark.parametrize("place", ["inbox", "inbox/pages", "collections/pages", "work"])
+def test_an_export_is_not_written_where_it_would_be_taken_for_work(tmp_path: Path, place: str) -> None:
+    home = GalleryHome(tmp_path / "home")
+    home.done("lake")
+    folder = tmp_path / "home" / place
+    for left in home.workspace.work.iterdir():
+        left.rmdir()
+    with pytest.raises(SettingsError, match="where nst looks for work"):
+        write_export(Settings(home=tmp_path / "home"), folder)
+    assert not folder.exists() or list(folder.iterdir()) == []
 
 
 def test_there_is_no_export_without_a_database(tmp_path: Path) -> None:
@@ -618,9 +736,9 @@ def test_there_is_no_export_without_a_database(tmp_path: Path) -> None:
 
 def test_collections_that_differ_by_little_have_folders_of_their_own(tmp_path: Path) -> None:
     home = GalleryHome(tmp_path / "home")
-    for name in ("a/b", "a_b", "A_B", "..", "é"):
+    for name in ("a/b", "a_b", "A_B", "..", "é", "index.html"):
         home.done("lake", collection=name)
     write_export(Settings(home=tmp_path / "home"), tmp_path / "out")
     folders = sorted(path.name for path in (tmp_path / "out" / "collections").iterdir() if path.is_dir())
-    assert len({name.casefold() for name in folders}) == 5
-    assert len(Browser(home.database).collection_names()) == 5
+    assert len({name.casefold() for name in folders}) == 6
+    assert len(Browser(home.database).collection_names()) == 6

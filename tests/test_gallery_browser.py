@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from flows.gallery.export import write_export
 from flows.settings import Settings
+from storage.models import NightState
 from tests.gallery_home import ITERATIONS, NASTY, GalleryHome, full_home, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -141,6 +142,46 @@ def test_a_running_job_s_page_goes_on_by_itself_until_it_has_ended(page: Page, h
     page.on("request", lambda request: asked.append(request.url))
     page.wait_for_timeout(2500)
     assert asked == []
+
+
+def test_a_line_that_comes_later_can_be_switched_too(page: Page, home: GalleryHome) -> None:
+    job = home.start("just begun")
+    page.goto(f"/jobs/{job.id}")
+    # From the content itself, the content's loss begins at zero.
+    expect(page.get_by_label("content", exact=True)).to_have_count(0)
+    home.advance(job, 3)
+    page.get_by_label("content", exact=True).uncheck()
+    expect(page.locator('[data-line="content"]')).to_be_hidden()
+    swatch = page.locator("label", has_text="style").first.locator(".swatch")
+    line = page.locator('[data-line="style"]')
+    assert swatch.evaluate("it => getComputedStyle(it).borderTopColor") == line.evaluate(
+        "it => getComputedStyle(it).stroke"
+    )
+    home.store.ask_cancel(job.id)
+
+
+def test_the_page_of_a_running_night_goes_on_by_itself(page: Page, home: GalleryHome) -> None:
+    night = home.night("by the sea", NightState.RUNNING, pairs=3)
+    page.clock.install()
+    page.goto("/collections/by%20the%20sea")
+    expect(page.locator("#nights")).to_contain_text("running")
+    with home.database.begin() as session:
+        session.merge(night).state = NightState.COMPLETED
+    page.clock.run_for(11_000)
+    expect(page.locator("#nights")).to_contain_text("completed")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_long_name_of_a_collection_makes_no_page_wider(browser: Browser, tmp_path: Path, width: int) -> None:
+    home = GalleryHome(tmp_path)
+    home.done("lake", collection="a" * 200)
+    with serving(tmp_path) as address:
+        context = browser.new_context(base_url=address, viewport={"width": width, "height": 844})
+        page = context.new_page()
+        for path in ("/", f"/?collection={'a' * 200}", "/collections", f"/collections/{'a' * 200}"):
+            page.goto(path)
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        context.close()
 
 
 def test_a_job_that_waits_shows_when_it_begins(page: Page, home: GalleryHome) -> None:

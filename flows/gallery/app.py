@@ -3,13 +3,14 @@ GET and HEAD is refused, and without a database every page says so, until there 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import ipaddress
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 from starlette.applications import Starlette
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.gallery import files
 from flows.gallery.links import ServerLinks
-from flows.gallery.memory import Memory
+from flows.gallery.memory import Memory, NoDatabaseError
 from flows.gallery.pages import Pages
 from flows.gallery.thumbnails import MEDIA_TYPE, SIDES, Thumbnails
 from flows.prefect_server import service_api
@@ -38,8 +39,10 @@ from storage.workspace import Workspace, safe_name
 
 STATIC: Final = Path(__file__).with_name("static")
 _STATIC_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_THUMBNAILS_AT_ONCE: Final = 2
+# Such as thumbnails, each of which may take much memory and time.
+_LARGE_ONES_AT_ONCE: Final = 2
 _DAY: Final = 86_400
+Made = TypeVar("Made")
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -72,7 +75,8 @@ def make_app(settings: Settings) -> ASGIApp:
         exception_handlers={
             HTTPException: gallery.refused,
             JobNotFoundError: gallery.no_job,
-            DatabaseError: gallery.no_database,
+            NoDatabaseError: gallery.no_database,
+            DatabaseError: gallery.no_answer,
             Exception: gallery.failed,
         },
     )
@@ -140,12 +144,15 @@ class _Gallery:
         browser = self._browser()
         return HTMLResponse(self._pages.job(browser, self._job(request)))
 
-    def losses(self, request: Request) -> Response:
-        job = self._job(request)
-        stream = io.StringIO()
-        write_csv(JobStore(self._memory.database()).losses(job.id), stream)
-        name = f"{safe_name(job.name)}-losses.csv"
-        return Response(stream.getvalue(), media_type="text/csv", headers={"Content-Disposition": _attachment(name)})
+    async def losses(self, request: Request) -> Response:
+        def write() -> Response:
+            job = self._job(request)
+            stream = io.StringIO()
+            write_csv(JobStore(self._memory.database()).losses(job.id), stream)
+            disposition = _attachment(f"{safe_name(job.name)}-losses.csv")
+            return Response(stream.getvalue(), media_type="text/csv", headers={"Content-Disposition": disposition})
+
+        return await self._make_large(write)
 
     def file(self, request: Request) -> Response:
         job, role = self._job(request), request.path_params["role"]
@@ -170,8 +177,8 @@ class _Gallery:
             kept = f"private, max-age={_DAY}" if job.state is JobState.COMPLETED else "no-cache"
             return _conditional(
                 request,
-                f'"{hashlib.sha256(data).hexdigest()[:32]}"',
-                lambda headers: Response(data, media_type=MEDIA_TYPE, headers={**headers, "Cache-Control": kept}),
+                {"ETag": f'"{hashlib.sha256(data).hexdigest()[:32]}"', "Cache-Control": kept},
+                lambda headers: Response(data, media_type=MEDIA_TYPE, headers=headers),
             )
 
         return answer
@@ -209,13 +216,14 @@ class _Gallery:
         return self.message(404, "No such picture", "There is no job with this id; the list of pictures shows all.")
 
     def no_database(self, request: Request, error: Exception) -> Response:
-        if not self._workspace.database_path.exists():
-            return self.message(
-                200,
-                "No pictures yet",
-                f"{self._workspace.home} has no database yet; `nst up` or `nst run` makes it, and then this page "
-                "shows its pictures.",
-            )
+        return self.message(
+            200,
+            "No pictures yet",
+            f"{self._workspace.home} has no database yet; `nst up` or `nst run` makes it, and then this page "
+            "shows its pictures.",
+        )
+
+    def no_answer(self, request: Request, error: Exception) -> Response:
         return self.message(503, "The database does not answer", str(error))
 
     def failed(self, request: Request, error: Exception) -> Response:
@@ -228,12 +236,10 @@ class _Gallery:
         return self._browser().job(_plain(request.path_params["job_id"]))
 
     async def _small(self, path: Path, job: Job, role: str, side: int) -> bytes | None:
-        """The WebP of a picture, None of a broken one. At most two are made at once: each may take much memory."""
+        """The WebP of a picture, None of a broken one."""
         kept = await run_in_threadpool(self._thumbnails.kept, path, job_id=job.id, role=role, side=side)
         if kept is not None:
             return kept
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(_THUMBNAILS_AT_ONCE)
 
         def make() -> bytes | None:
             try:
@@ -241,6 +247,12 @@ class _Gallery:
             except ImageError:
                 return None
 
+        return await self._make_large(make)
+
+    async def _make_large(self, make: Callable[[], Made]) -> Made:
+        """What `make` returns, in a thread; few run at once, and those that wait keep no other request from its own."""
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(_LARGE_ONES_AT_ONCE)
         return await anyio.to_thread.run_sync(make, limiter=self._limiter)
 
 
@@ -259,8 +271,14 @@ def may_ask(asked: str, host: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return name in {socket.gethostname().lower(), socket.getfqdn().lower()}
+        return name in _own_names()
     return True
+
+
+@functools.cache
+def _own_names() -> frozenset[str]:
+    # Asked once: to find the full name may take as long as a name server that does not answer.
+    return frozenset({socket.gethostname().lower(), socket.getfqdn().lower()})
 
 
 def _plain(text: str) -> str:
@@ -280,21 +298,21 @@ def _file_answer(request: Request, path: Path, *, name: str | None = None, media
     shown = kind is not None and kind != "application/json"
     return _conditional(
         request,
-        f'"{status.st_mtime_ns:x}-{status.st_size:x}"',
+        {"ETag": f'"{status.st_mtime_ns:x}-{status.st_size:x}"'},
         lambda headers: FileResponse(
             path,
             media_type=kind or "application/octet-stream",
             headers=headers,
             filename=name,
+            stat_result=status,
             content_disposition_type="inline" if shown else "attachment",
         ),
     )
 
 
-def _conditional(request: Request, etag: str, make: Callable[[dict[str, str]], Response]) -> Response:
-    headers = {"ETag": etag}
+def _conditional(request: Request, headers: dict[str, str], make: Callable[[dict[str, str]], Response]) -> Response:
     known = {mark.strip().removeprefix("W/") for mark in request.headers.get("if-none-match", "").split(",")}
-    return Response(status_code=304, headers=headers) if etag in known else make(headers)
+    return Response(status_code=304, headers=headers) if headers["ETag"] in known else make(headers)
 
 
 def _attachment(name: str) -> str:

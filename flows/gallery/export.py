@@ -4,6 +4,7 @@ disk without a server."""
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,7 @@ from storage.models import Job
 from storage.workspace import Workspace, safe_name
 
 _MARK: Final = ".nst-gallery"
+_LIST: Final = re.compile(r"index(-\d+)?\.html")
 _FOLDERS: Final = ("collections", "jobs", "nights", "static")
 
 
@@ -36,14 +38,15 @@ class CollectionFolders:
 
     def __init__(self) -> None:
         self._of: dict[str, str] = {}
+        # Beside them lies the list of them.
+        self._taken = {"index.html"}
 
     def of(self, collection: str) -> str:
         """The folder of a collection, always the same."""
         if collection not in self._of:
-            taken = {name.casefold() for name in self._of.values()}
-            name = next(
-                path.name for path in numbered(Path(safe_name(collection))) if path.name.casefold() not in taken
-            )
+            names = (path.name for path in numbered(Path(safe_name(collection))))
+            name = next(name for name in names if name.casefold() not in self._taken)
+            self._taken.add(name.casefold())
             self._of[collection] = name
         return self._of[collection]
 
@@ -114,9 +117,10 @@ def write_export(settings: Settings, folder: Path) -> int:
     Raises SettingsError for any other folder, DatabaseError where there is no database, WorkspaceError where the disk
     refuses.
     """
-    database = Memory(Workspace(settings.home).database_path).database()
+    workspace = Workspace(settings.home)
+    database = Memory(workspace.database_path).database()
     try:
-        _make_room(folder)
+        _make_room(folder, workspace)
         return _Export(settings, folder, Browser(database), JobStore(database)).write()
     except OSError as error:
         raise WorkspaceError(
@@ -201,8 +205,13 @@ class _Export:
         place.write_text(page, encoding="utf-8")
 
 
-def _make_room(folder: Path) -> None:
+def _make_room(folder: Path, workspace: Workspace) -> None:
     """Make the folder, and empty it of an earlier export; a file that is no part of one stays."""
+    for taken in (workspace.inbox, workspace.collections, workspace.work):
+        if folder.resolve().is_relative_to(taken.resolve()):
+            raise SettingsError(
+                f"--export {folder}: lies in {taken}, where nst looks for work; name a folder elsewhere."
+            )
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"--export {folder}: is a file; name a folder that is new or empty.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +222,8 @@ def _make_room(folder: Path) -> None:
         if (folder / name).is_dir() and not (folder / name).is_symlink():
             shutil.rmtree(folder / name)
     for page in folder.glob("index*.html"):
-        page.unlink()
+        if _LIST.fullmatch(page.name):
+            page.unlink()
 
 
 def _copy(found: Path | None, place: Path) -> None:

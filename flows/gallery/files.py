@@ -8,11 +8,14 @@ from typing import Final
 
 from flows.snapshots import latest_picture
 from storage.models import Job, JobState, Night
+from storage.retention import GIVEN_UP
 from storage.workspace import Workspace
 
 COVER: Final = "cover"
 LATEST: Final = "latest"
 AT_WORK: Final = frozenset({JobState.RUNNING, JobState.CANCELLING})
+# Of any other job the folder of its result, if it has one, is only reserved.
+_MOVED: Final = frozenset({JobState.COMPLETED, JobState.REJECTED, *GIVEN_UP})
 TYPES: Final = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -33,7 +36,8 @@ def job_files(job: Job, workspace: Workspace) -> dict[str, Path]:
     if job.state is JobState.COMPLETED:
         names |= job.result_files or {}
     folder = _folder(job, workspace)
-    found = {role: _regular_file(folder, name) for role, name in names.items()}
+    top = _top(folder, workspace)
+    found = {role: _regular_file(folder, name, top=top) for role, name in names.items()}
     return {role: path for role, path in found.items() if path is not None}
 
 
@@ -56,11 +60,12 @@ def roles(job: Job) -> frozenset[str]:
 
 def contact_sheet(night: Night, workspace: Workspace) -> Path | None:
     """The contact sheet of a night, where it lies in the outbox."""
-    return _regular_file(workspace.outbox, night.contact_sheet) if night.contact_sheet else None
+    top = workspace.outbox
+    return _regular_file(top, night.contact_sheet, top=top) if night.contact_sheet else None
 
 
 def _folder(job: Job, workspace: Workspace) -> Path:
-    if job.state in (JobState.COMPLETED, JobState.REJECTED) and job.result_folder:
+    if job.state in _MOVED and job.result_folder:
         return Path(job.result_folder)
     return workspace.job_folder(job.id)
 
@@ -68,14 +73,21 @@ def _folder(job: Job, workspace: Workspace) -> Path:
 def _latest(job: Job, workspace: Workspace) -> Path | None:
     folder = workspace.job_folder(job.id)
     picture = latest_picture(folder)
-    return None if picture is None else _regular_file(folder, str(picture))
+    return None if picture is None else _regular_file(folder, str(picture), top=workspace.work)
 
 
-def _regular_file(folder: Path, name: str) -> Path | None:
-    """The file `name` of `folder` with all links resolved; None where it is gone, no file, or outside the folder."""
+def _top(folder: Path, workspace: Workspace) -> Path:
+    """The folder that this one may not leave by a link: one of the home's, or itself where the user chose it."""
+    places = (workspace.outbox, workspace.rejected, workspace.work)
+    return next((place for place in places if folder.is_relative_to(place)), folder)
+
+
+def _regular_file(folder: Path, name: str, *, top: Path) -> Path | None:
+    """The file `name` of `folder` with all links resolved; None where it is gone, no file, or outside the folder, or
+    the folder outside `top`."""
     try:
-        path = (folder / name).resolve(strict=True)
-        inside = path.is_relative_to(folder.resolve(strict=True))
+        path, inner = (folder / name).resolve(strict=True), folder.resolve(strict=True)
+        inside = path.is_relative_to(inner) and inner.is_relative_to(top.resolve(strict=True))
         return path if inside and path.is_file() else None
     except (OSError, ValueError, RuntimeError):
         # Gone, not to be looked at, a name that no file can have, or links in a circle.

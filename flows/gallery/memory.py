@@ -10,6 +10,10 @@ from storage.database import Database, open_database
 from storage.errors import DatabaseError
 
 
+class NoDatabaseError(DatabaseError):
+    """There is no database yet."""
+
+
 class Memory:
     """One database for all threads of this process."""
 
@@ -19,11 +23,16 @@ class Memory:
         self._opened: tuple[tuple[int, int], Database] | None = None
 
     def database(self) -> Database:
-        """The database as it is now; raises DatabaseError where there is none or it does not open."""
+        """The database as it is now; raises NoDatabaseError where there is none, DatabaseError if it does not open."""
         try:
             status = self._path.stat()
         except OSError as error:
-            raise DatabaseError(f"There is no database {self._path} ({error.strerror}); `nst up` makes it.") from error
+            raise NoDatabaseError(
+                f"There is no database {self._path} ({error.strerror}); `nst up` makes it."
+            ) from error
+        if not status.st_size:
+            # Somebody makes it or copies it here: opened now, it would be written to.
+            raise NoDatabaseError(f"The database {self._path} is still empty; `nst up` makes it.")
         file = (status.st_dev, status.st_ino)
         with self._lock:
             if self._opened is None or self._opened[0] != file:

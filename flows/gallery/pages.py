@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -61,7 +62,7 @@ class Pages:
         """A job's page; one that waits or runs asks for itself again."""
         losses = browser.losses(job.id, points=curve.POINTS)
         files = job_files(job, self._workspace)
-        latest = job_file(job, LATEST, self._workspace)
+        latest = _status(job_file(job, LATEST, self._workspace))
         used = files if job.state is JobState.COMPLETED else {}
         sources = [
             {
@@ -81,7 +82,7 @@ class Pages:
             at_work=job.state in AT_WORK,
             progress=documents.progress_of(job, losses),
             # Named after its time, so that the browser takes another picture for another one.
-            latest=f"{latest.stat().st_mtime_ns:x}" if latest else None,
+            latest=f"{latest.st_mtime_ns:x}" if latest else None,
             facts=documents.facts(job, losses),
             settings=documents.settings_of(job),
             sources=sources,
@@ -89,7 +90,11 @@ class Pages:
             has_result="result" in used,
             has_content="content" in used,
             timelapse="timelapse" in used,
-            downloads=[(role, path, path.stat().st_size) for role, path in used.items() if role not in taken],
+            downloads=[
+                (role, path, status.st_size)
+                for role, path in used.items()
+                if role not in taken and (status := _status(path))
+            ],
             curve=curve.draw(losses),
             files=files,
             twin=job.reused_from is not None and browser.has_job(job.reused_from),
@@ -128,6 +133,14 @@ class Pages:
 
     def _render(self, template: str, **context: Any) -> str:
         return self._templates.get_template(template).render(context)
+
+
+def _status(path: Path | None) -> os.stat_result | None:
+    """What the disk says of a file; None where there is none, or no longer."""
+    try:
+        return path.stat() if path else None
+    except OSError:
+        return None
 
 
 def _run_page(links: Links, job: Job) -> str | None:

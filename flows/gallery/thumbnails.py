@@ -40,7 +40,8 @@ class Thumbnails:
     def kept(self, picture: Path, *, job_id: str, role: str, side: int) -> bytes | None:
         """The WebP of a picture as it is now, where it has been made before; None where it has not."""
         try:
-            return self._place(picture, job_id, role, side).read_bytes()
+            # A power cut may leave it empty.
+            return self._place(picture, job_id, role, side).read_bytes() or None
         except OSError:
             return None
 

@@ -1,4 +1,4 @@
-// The pages work without this: it moves the slider, switches lines of the loss curve and keeps a running job's page new.
+// The pages work without this: it moves the slider, switches lines of the loss curve and keeps the page of a running job or night new.
 "use strict";
 
 const main = document.getElementById("main");
