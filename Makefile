@@ -34,6 +34,7 @@ bench: venv
 	$(BIN)/python -m benchmarks.service
 	$(BIN)/python -m benchmarks.gallery
 	$(BIN)/python -m benchmarks.style_targets
+	$(BIN)/python -m benchmarks.tiling
 
 # Needs uv on the path; run it after a change of the dependencies in pyproject.toml.
 lock:

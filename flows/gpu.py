@@ -54,12 +54,16 @@ _turns: Final = list[_Turns]()
 
 
 class EnginePlugin(WorkerPlugin):
-    """Gives a Dask worker its engine on `device` ("auto", "cpu", "gpu", "gpu:N") before it takes any work."""
+    """Gives a Dask worker its engine on `device` ("auto", "cpu", "gpu", "gpu:N") before it takes any work.
+
+    The engine takes at most `max_memory` bytes; None: what is free.
+    """
 
     name = "nst-engine"
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, max_memory: int | None) -> None:
         self.device = device
+        self.max_memory = max_memory
 
     def setup(self, worker: Worker) -> None:
         """Load TensorFlow and the device; where there is none such, say so and let the worker fail to start."""
@@ -67,7 +71,7 @@ class EnginePlugin(WorkerPlugin):
         from nst_engine.engine import Engine
 
         try:
-            _turns[:] = [_Turns(Engine(self.device))]
+            _turns[:] = [_Turns(Engine(self.device, max_memory=self.max_memory))]
         except EngineError as error:
             # Dask would wrap it, lose its cause on the way to the nanny, and print three tracebacks.
             logging.getLogger("distributed").setLevel(logging.CRITICAL)

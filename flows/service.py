@@ -103,6 +103,8 @@ def sense(settings: Settings, *, say: Callable[[str], None]) -> None:
 def gpu_workers(settings: Settings, scheduler: str) -> list[Part]:
     """One worker a GPU, or one on the CPU, as the setting `device` says."""
     command = [sys.executable, "-m", "flows.cluster", "worker", "--scheduler", scheduler]
+    if settings.max_memory is not None:
+        command += ["--max-memory", str(settings.max_memory)]
     gpus = _gpus() if settings.device == "auto" else []
     if not gpus:
         return [Part("gpu-worker", [*command, "--device", settings.device])]

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     home: Path = Field(DEFAULT_HOME, description="the folder of the service")
     max_megapixels: PositiveFloat = Field(100.0, description="larger pictures are refused before they are decoded")
     device: str = Field("auto", description="what computes: auto, cpu, gpu or gpu:N")
+    max_memory_gigabytes: PositiveFloat | None = Field(
+        None, description="what computes may take so much; what needs more is worked on in tiles"
+    )
     preset: str = Field("default", description="of a drop that names none")
     settle_seconds: PositiveFloat = Field(2.0, description="a dropped file is ready when it stood still so long")
     patience_seconds: PositiveFloat = Field(
@@ -91,6 +94,11 @@ class Settings(BaseSettings):
     keep_cache_gigabytes: PositiveFloat = Field(
         1.0, description="of thumbnails; those that were used least recently go first"
     )
+
+    @property
+    def max_memory(self) -> int | None:
+        """The memory that what computes may take, in bytes; None: what is free."""
+        return None if self.max_memory_gigabytes is None else round(self.max_memory_gigabytes * 1e9)
 
     @property
     def max_pixels(self) -> int:

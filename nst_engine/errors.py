@@ -30,6 +30,10 @@ class DeviceError(EngineError):
     """There is no such device on this machine."""
 
 
+class MemoryNeededError(EngineError):
+    """A transfer needs more memory than there is or than it may use, in tiles too."""
+
+
 class NotFiniteError(EngineError):
     """The loss became infinite or not a number.
 

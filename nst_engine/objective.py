@@ -5,7 +5,7 @@ TensorFlow never frees a trace."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -45,6 +45,14 @@ class Form:
             pooling=config.pooling,
             dtype=dtype,
         )
+
+    def named(self, layers: list[float]) -> dict[str, float]:
+        """The layers' losses, contents first, under the names that `Losses` has for them."""
+        names = [
+            *(f"content/{layer}" for layer in self.content_layers),
+            *(f"style/{layer}" for layer in self.style_layers),
+        ]
+        return dict(zip(names, layers, strict=True))
 
     @property
     def content(self) -> ContentForm:
@@ -97,12 +105,30 @@ class StyleTargets:
         return sum(int(np.prod(gram.shape)) * gram.dtype.size for gram in self.grams)
 
 
+Content = TypeVar("Content")
+
+
 @dataclass(frozen=True)
-class Targets:
+class Targets(Generic[Content]):
     """The targets of one transfer, whose content and styles may each have been computed for another."""
 
-    content: ContentTargets
+    content: Content
     styles: list[StyleTargets]
+
+
+class Objective(Protocol[Content]):
+    """What computes targets and evaluations of one form; `Content` is how it keeps a content's targets."""
+
+    form: Form
+
+    def content_targets(self, content: np.ndarray) -> Content:
+        """The targets of a preprocessed content, (rows, columns, 3)."""
+
+    def style_targets(self, style: np.ndarray) -> StyleTargets:
+        """The targets of a preprocessed style, (rows, columns, 3)."""
+
+    def evaluate(self, picture: np.ndarray, targets: Targets[Content], config: TransferConfig) -> Evaluation:
+        """The losses of a preprocessed picture under the weights of `config`, and their gradient."""
 
 
 class TracedObjective:
@@ -139,7 +165,7 @@ class TracedObjective:
         """The targets of a preprocessed style, (rows, columns, 3)."""
         return StyleTargets(list(self._grams(self._tensor(style))))
 
-    def evaluate(self, picture: np.ndarray, targets: Targets, config: TransferConfig) -> Evaluation:
+    def evaluate(self, picture: np.ndarray, targets: Targets[ContentTargets], config: TransferConfig) -> Evaluation:
         """The losses of a preprocessed picture under the weights of `config`, and their gradient."""
         form = self.form
         parts, gradient = self._evaluate(
@@ -151,12 +177,7 @@ class TracedObjective:
             self._tensor(list(config.style_layers.values())),
         )
         total, content, style, tv, *layers = (float(part) for part in parts.numpy())
-        names = [
-            *(f"content/{layer}" for layer in form.content_layers),
-            *(f"style/{layer}" for layer in form.style_layers),
-        ]
-        losses = Losses(total, content, style, tv, dict(zip(names, layers, strict=True)))
-        return Evaluation(losses, gradient.numpy())
+        return Evaluation(Losses(total, content, style, tv, form.named(layers)), gradient.numpy())
 
     def _tensor(self, values: Any) -> Any:
         return tf.convert_to_tensor(values, self._dtype)
@@ -200,16 +221,27 @@ class TracedObjective:
         return tf.stack([total, content_total, style_total, tv, *content_parts, *style_parts]), gradient
 
     def _style_part(self, features: Any, targets: list[Any], picture: Any) -> Any:
-        gram, positions = gram_matrix(features), self._positions(features)
-        picture_positions = tf.cast(tf.reduce_prod(tf.shape(picture)[:2]), self._dtype)
-        losses = [
-            style_loss(
-                gram,
-                target * positions,
-                positions=positions,
-                picture_positions=picture_positions,
-                normalization=self.form.gram_normalization,
-            )
-            for target in targets
-        ]
-        return tf.add_n(losses) / len(losses)
+        return mean_style_loss(
+            gram_matrix(features),
+            targets,
+            positions=self._positions(features),
+            picture_positions=tf.cast(tf.reduce_prod(tf.shape(picture)[:2]), self._dtype),
+            normalization=self.form.gram_normalization,
+        )
+
+
+def mean_style_loss(
+    gram: Any, targets: list[Any], *, positions: Any, picture_positions: Any, normalization: Normalization
+) -> Any:
+    """The mean over all styles of a layer's style loss; `targets` has each one's Gram matrix a position."""
+    losses = [
+        style_loss(
+            gram,
+            target * positions,
+            positions=positions,
+            picture_positions=picture_positions,
+            normalization=normalization,
+        )
+        for target in targets
+    ]
+    return tf.add_n(losses) / len(losses)

@@ -1,0 +1,133 @@
+"""What tiling costs and saves on this machine: one evaluation of a picture as a whole and in tiles of several sides,
+and of a picture that would not fit as a whole. Every measurement has a process of its own, so that its peak memory is
+its own; the processor's time counts, since it is not that of the machine's other work.
+
+    python -m benchmarks.tiling [--case 1080x1920:0 ...] [--repeats 1] [--precision float32,bfloat16] [--json FILE]
+
+A case is ROWSxCOLUMNS:SIDE, where SIDE 0 means as a whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nst_engine.startup import load_tensorflow
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESET = "default"
+CASES = ["1080x1920:0", "1080x1920:1024", "1080x1920:512", "1080x1920:256", "2160x3840:512"]
+
+
+def main() -> None:
+    """Measure in child processes and print the table, or be one of the children."""
+    parser = argparse.ArgumentParser(description="Measure one evaluation as a whole and in tiles.")
+    parser.add_argument("--case", action="append", help=f"ROWSxCOLUMNS:SIDE; by default {', '.join(CASES)}")
+    parser.add_argument("--repeats", type=int, default=1, help="evaluations that are timed, after one that is not")
+    parser.add_argument("--precision", default="float32,bfloat16", help="float32, bfloat16 or both")
+    parser.add_argument("--json", type=Path, help="write all figures to this file too")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        load_tensorflow()
+        print(json.dumps(_child(options.child, precision=options.precision, repeats=options.repeats)))
+        return
+    measured = []
+    for precision in options.precision.split(","):
+        for case in options.case or CASES:
+            row = _measure(case, precision=precision, repeats=options.repeats)
+            measured.append({"case": case, "precision": precision, **row})
+            # Some take minutes.
+            print(json.dumps(measured[-1]), file=sys.stderr, flush=True)
+    report = {
+        "cores": os.cpu_count(),
+        "versions": {"Python": platform.python_version(), "TensorFlow": version("tensorflow")},
+        "preset": PRESET,
+        "measured": measured,
+    }
+    print(_table(report))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _measure(case: str, *, precision: str, repeats: int) -> Any:
+    arguments = {"child": case, "precision": precision, "repeats": repeats}
+    command = [sys.executable, "-m", "benchmarks.tiling", *(f"--{key}={value}" for key, value in arguments.items())]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _child(case: str, *, precision: str, repeats: int) -> dict[str, Any]:
+    from nst_engine.images import preprocess, resize
+    from nst_engine.objective import Form, Targets, TracedObjective
+    from nst_engine.presets import find_preset
+    from nst_engine.samples import content_sample, style_sample
+    from nst_engine.tiled_objective import TiledObjective
+    from nst_engine.weights import random_weights
+
+    size, _, given_side = case.partition(":")
+    rows, columns = map(int, size.split("x"))
+    side = int(given_side)
+    config = find_preset(PRESET).config
+    form = Form.of(config, styles=1, dtype=precision)
+    kernels = random_weights().kernels
+    # To draw a large sample takes more memory than its tiles.
+    content, style = (
+        preprocess(resize(draw(270, 480), rows=rows, columns=columns)) for draw in (content_sample, style_sample)
+    )
+    objective: Any = (
+        TiledObjective(form, kernels, on_cpu=True, side=side) if side else TracedObjective(form, kernels, on_cpu=True)
+    )
+    before = _resident_peak()
+    targets = Targets(objective.content_targets(content), [objective.style_targets(style)])
+    picture = content[:, ::-1].copy()
+    objective.evaluate(picture, targets, config)
+    seconds, processor = [], []
+    for _ in range(repeats):
+        began, used = time.perf_counter(), time.process_time()
+        evaluation = objective.evaluate(picture, targets, config)
+        seconds.append(time.perf_counter() - began)
+        processor.append(time.process_time() - used)
+    return {
+        "loss": evaluation.losses.total,
+        "seconds": seconds,
+        "processor_seconds": processor,
+        "before_bytes": before,
+        "peak_bytes": _resident_peak(),
+    }
+
+
+def _resident_peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _table(report: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    lines = [
+        f"{report['cores']} cores; {versions}; preset {report['preset']}, random weights, one evaluation.",
+        "",
+        "| picture | precision | tiles | seconds | seconds of both cores | resident peak, GB | loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["measured"]:
+        size, _, side = row["case"].partition(":")
+        lines.append(
+            f"| {size.replace('x', ' x ')} | {row['precision']} | {'whole' if side == '0' else side} "
+            f"| {statistics.median(row['seconds']):.1f} | {statistics.median(row['processor_seconds']):.1f} "
+            f"| {row['peak_bytes'] / 1e9:.2f} | {row['loss']:.6g} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""How much memory a transfer needs and how much there is, and so whether its pictures are worked on as a whole or in
+tiles. Importing this module does not import TensorFlow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nst_engine.config import TransferConfig
+from nst_engine.errors import MemoryNeededError
+from nst_engine.tiling import Segment, balanced_side, segments
+from nst_engine.vgg19 import deepest
+
+SIDES: Final = (1024, 512, 256, 128)
+"""Of tiles, in pixels: larger ones save little time, and smaller ones are mostly halo and save little memory."""
+
+_PROCESS_BYTES: Final = 1_000_000_000
+"""Python, TensorFlow and the network while it is loaded: the resident peak before any picture, as `benchmarks.tiling`
+measures it (0.96 GB in float32, 0.90 in bfloat16, on two cores)."""
+_LIVE: Final = 1.6
+"""The resident peak of an evaluation over the bytes of all feature maps that it makes, with what convolutions work in:
+1.54 in float32 and 1.61 in bfloat16, as `benchmarks.tiling` measures it, from 480 x 800 (1.51 and 1.19 GB) to
+1080 x 1920 pixels (5.02 and 3.02 GB)."""
+_PICTURE_BYTES: Final = 12
+_PICTURES: Final = 8
+"""Pictures of 12 bytes a pixel that every transfer holds: the current, the best and the tried one with their gradients,
+and those it was given, which are smaller."""
+_FREE_SHARE: Final = 0.9
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a transfer is worked on, in tiles of about `side` pixels or as a whole, and about how many bytes it needs."""
+
+    side: int | None
+    bytes: int
+
+    def __str__(self) -> str:
+        how = "As a whole" if self.side is None else f"In tiles of {self.side} x {self.side} pixels"
+        return f"{how}, about {self.bytes / 1e9:.1f} GB"
+
+
+def plan_memory(
+    config: TransferConfig, sizes: Sequence[tuple[int, ...]], *, precision: str, limit: int | None
+) -> MemoryPlan:
+    """The plan for pictures of these sizes (rows, columns), the content's first.
+
+    `limit` is what the process may take, in bytes; without one, pictures are worked on as a whole. Raises
+    MemoryNeededError when even the smallest tiles would need more.
+    """
+    parts = segments(deepest((*config.content_layers, *config.style_layers)))
+    number = 2 if precision == "bfloat16" else 4
+    pixels = max(size[0] * size[1] for size in sizes)
+    held = _PROCESS_BYTES + sizes[0][0] * sizes[0][1] * _PICTURE_BYTES * (_PICTURES + _optimizer_pictures(config))
+    plans = [MemoryPlan(None, held + round(pixels * number * _LIVE * sum(part.numbers_a_pixel for part in parts)))]
+    plans += [MemoryPlan(side, held + _tiled_bytes(parts, pixels=pixels, side=side, number=number)) for side in SIDES]
+    for plan in plans:
+        if limit is None or plan.bytes <= limit:
+            return plan
+    raise MemoryNeededError(
+        f"A picture of {sizes[0][0]} x {sizes[0][1]} pixels needs about {plans[-1].bytes / 1e9:.2f} GB of memory under "
+        f"these settings even in tiles, and {(limit or 0) / 1e9:.2f} GB may be used; ask for fewer rows"
+        f"{_cheaper(config)}, or give it more memory."
+    )
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """The bytes that this process may take beside what it has, by Linux's own account and its control groups' limits.
+
+    None on systems that do not tell. `root` is where /proc and /sys are.
+    """
+    meminfo = root / "proc/meminfo"
+    if not meminfo.exists():
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+    free = [int(found[1]) * 1024] if found else []
+    return min([*free, *_group_free(root)], default=None)
+
+
+def usable_memory(root: Path = Path("/")) -> int | None:
+    """The bytes that this process may take in all: nine tenths of what is free, and what it already has."""
+    free = available_memory(root)
+    return None if free is None else round(_FREE_SHARE * free) + _resident(root)
+
+
+def _resident(root: Path) -> int:
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", (root / "proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def _group_free(root: Path) -> Iterator[int]:
+    """What is left under each limit of the process's control groups, of either version."""
+    listed = root / "proc/self/cgroup"
+    for line in listed.read_text().splitlines() if listed.exists() else []:
+        _, controllers, name = line.split(":", 2)
+        if controllers == "":
+            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif controllers == "memory":
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            mount = root / "sys/fs/cgroup/memory"
+        else:
+            continue
+        group = mount / name.lstrip("/")
+        # In a container the name is the host's, and only the mount itself is there.
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(mount) and (folder / names[0]).exists():
+                yield from _left(folder, *names)
+
+
+def _left(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> Iterator[int]:
+    limit = (folder / limit_name).read_text().strip()
+    if limit == "max":
+        return
+    cache = re.search(rf"^{cache_name} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    # The kernel gives file pages that nobody uses back before it refuses any.
+    used = int((folder / usage_name).read_text()) - (int(cache[1]) if cache else 0)
+    yield max(0, int(limit) - used)
+
+
+def _tiled_bytes(parts: Sequence[Segment], *, pixels: int, side: int, number: int) -> int:
+    """The maps between the segments and the gradients for them, and the largest tile with its halo."""
+    pooled = [part.layers[-1][0].channels / part.layers[-1][0].stride ** 2 for part in parts if part.pools]
+    largest = max(pooled, default=0.0)
+    between = pixels * (sum(pooled) * number + largest * 4)
+    tile = max(
+        (balanced_side(part, side) + 2 * (part.halo + part.alignment) * part.stride) ** 2 * part.numbers_a_pixel
+        for part in parts
+    )
+    return round(between + min(tile, pixels * max(part.numbers_a_pixel for part in parts)) * number * _LIVE)
+
+
+def _optimizer_pictures(config: TransferConfig) -> int:
+    """Pictures that the optimiser holds at the most, with those that are made during a step."""
+    if config.optimizer == "lbfgs":
+        return 2 * config.history + 7
+    return 7 if config.optimizer == "adam" else 2
+
+
+def _cheaper(config: TransferConfig) -> str:
+    return ", a smaller history or another optimizer" if config.optimizer == "lbfgs" else ""

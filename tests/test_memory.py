@@ -1,0 +1,166 @@
+"""How much memory a transfer needs and how much there is, and what follows from it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.service import gpu_workers
+from flows.settings import load_settings
+from nst_engine.config import TransferConfig
+from nst_engine.engine import Engine
+from nst_engine.errors import MemoryNeededError
+from nst_engine.memory import SIDES, MemoryPlan, available_memory, plan_memory, usable_memory
+from nst_engine.pictures import Pictures
+from nst_engine.samples import content_sample, style_sample
+from nst_engine.transfer import start
+
+GB = 10**9
+V2 = "0::/pod/nst\n"
+V1 = "9:name=systemd:/\n4:memory:/pod/nst\n0::/\n"
+
+
+def linux(root: Path, *, groups: str, files: dict[str, str]) -> Path:
+    """A tree with /proc and /sys of a machine with 8 GiB free, and a process of 1 GiB in these control groups."""
+    files = {
+        "proc/meminfo": f"MemTotal: {16 << 20} kB\nMemFree: 1024 kB\nMemAvailable:    {8 << 20} kB\n",
+        "proc/self/status": f"Name:\tnst\nVmRSS:\t {1 << 20} kB\n",
+        "proc/self/cgroup": groups,
+        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def group(folder: str, limit: str, usage: int, cache: int, *, v1: bool) -> dict[str, str]:
+    names = (
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if v1
+        else ("memory.max", "memory.current", "inactive_file")
+    )
+    return {
+        f"{folder}{names[0]}": f"{limit}\n",
+        f"{folder}{names[1]}": f"{usage}\n",
+        f"{folder}memory.stat": f"anon 1\n{names[2]} {cache}\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "free"),
+    [
+        pytest.param("", {}, 8 << 30, id="no groups"),
+        pytest.param(V2, group("pod/nst/", "max", GB, 0, v1=False), 8 << 30, id="version 2, no limit"),
+        pytest.param(V2, group("pod/nst/", f"{4 * GB}", 3 * GB, GB, v1=False), 2 * GB, id="version 2"),
+        pytest.param(
+            V2,
+            group("pod/nst/", f"{6 * GB}", GB, 0, v1=False) | group("pod/", f"{3 * GB}", GB, 0, v1=False),
+            2 * GB,
+            id="version 2, the group around it",
+        ),
+        pytest.param(V2, group("", f"{3 * GB}", 2 * GB, 0, v1=False), GB, id="version 2, seen from a container"),
+        pytest.param(V1, group("memory/pod/nst/", f"{4 * GB}", 3 * GB, GB, v1=True), 2 * GB, id="version 1"),
+        pytest.param(V1, group("memory/", f"{2**63 - 4096}", 3 * GB, GB, v1=True), 8 << 30, id="version 1, no limit"),
+        pytest.param(V2, group("", f"{GB}", 2 * GB, 0, v1=False), 0, id="over its limit"),
+    ],
+)
+def test_what_is_free(tmp_path: Path, groups: str, files: dict[str, str], free: int) -> None:
+    root = linux(tmp_path, groups=groups, files=files)
+    assert available_memory(root) == free
+    assert usable_memory(root) == round(0.9 * free) + (1 << 30)
+
+
+def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
+    assert (available_memory(tmp_path), usable_memory(tmp_path)) == (None, None)
+
+
+def config(**settings: Any) -> TransferConfig:
+    return TransferConfig().with_overrides({"optimizer": "adam", **settings})
+
+
+def plan(rows: int, columns: int, *, limit: int | None, precision: str = "float32", **settings: Any) -> MemoryPlan:
+    return plan_memory(config(**settings), [(rows, columns), (300, 400)], precision=precision, limit=limit)
+
+
+def test_the_largest_tiles_that_fit_are_taken() -> None:
+    needs = [plan(2160, 3840, limit=None)]
+    while needs[-1].side != SIDES[-1]:
+        needs.append(plan(2160, 3840, limit=needs[-1].bytes - 1))
+    assert [need.side for need in needs] == [None, *SIDES]
+    assert needs == sorted(needs, key=lambda need: need.bytes, reverse=True)
+    assert [plan(2160, 3840, limit=need.bytes) for need in needs] == needs
+    with pytest.raises(MemoryNeededError) as caught:
+        plan(2160, 3840, limit=needs[-1].bytes - 1)
+    least = f"{needs[-1].bytes / 1e9:.2f} GB"
+    assert str(caught.value) == (
+        f"A picture of 2160 x 3840 pixels needs about {least} of memory under these settings even in tiles, and "
+        f"{least} may be used; ask for fewer rows, or give it more memory."
+    )
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        pytest.param({"precision": "bfloat16"}, {}, id="precision"),
+        pytest.param({}, {"optimizer": "lbfgs"}, id="optimiser"),
+        pytest.param({"optimizer": "lbfgs", "history": 5}, {"optimizer": "lbfgs"}, id="history"),
+        pytest.param({"content_layers": "block1_conv1", "style_layers": "block1_conv1"}, {}, id="layers"),
+    ],
+)
+def test_what_needs_less(less: dict[str, Any], more: dict[str, Any]) -> None:
+    sparing, lavish = (plan(1080, 1920, limit=None, **settings) for settings in (less, more))
+    assert sparing.bytes < lavish.bytes
+    tiled = [
+        plan(1080, 1920, limit=whole.bytes - 1, **settings) for whole, settings in ((sparing, less), (lavish, more))
+    ]
+    assert None not in [found.side for found in tiled]
+    assert tiled[0].bytes < tiled[1].bytes
+
+
+def test_a_large_style_counts_too() -> None:
+    sizes = [(300, 400), (2160, 3840)]
+    assert plan_memory(config(), sizes, precision="float32", limit=4 * GB).side is not None
+    assert plan_memory(config(), sizes[:1], precision="float32", limit=4 * GB).side is None
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        pytest.param(MemoryPlan(None, 1_240_000_000), "As a whole, about 1.2 GB", id="whole"),
+        pytest.param(MemoryPlan(512, 2_900_000_000), "In tiles of 512 x 512 pixels, about 2.9 GB", id="tiles"),
+    ],
+)
+def test_a_plan_in_words(made: MemoryPlan, text: str) -> None:
+    assert str(made) == text
+
+
+@pytest.mark.parametrize(
+    ("toml", "given"),
+    [
+        pytest.param("", [], id="what is free"),
+        pytest.param("max_memory_gigabytes = 2.5\n", ["--max-memory", "2500000000"], id="so much"),
+    ],
+)
+def test_a_gpu_worker_is_told(tmp_path: Path, toml: str, given: list[str]) -> None:
+    (tmp_path / "nst.toml").write_text(toml)
+    (worker,) = gpu_workers(load_settings(home=tmp_path, device="cpu"), "tcp://gpu1:8786")
+    assert worker.command[4:] == ["--scheduler", "tcp://gpu1:8786", *given, "--device", "cpu"]
+
+
+def test_an_engine_keeps_to_its_memory() -> None:
+    """The same transfer as a whole and, with little memory, in tiles; with less it is refused."""
+    quick = config(precision="float32", weights="random", content_layers="block2_conv1", style_layers="block1_conv1")
+    pictures = Pictures(content_sample(200, 280), (style_sample(150, 150),))
+    roomy = Engine("cpu", max_memory=100 * GB)
+    whole = roomy.memory_plan(quick, pictures, precision="float32")
+    tight = Engine("cpu", max_memory=whole.bytes - 1)
+    assert whole.side is None
+    assert tight.memory_plan(quick, pictures, precision="float32").side == 128
+    states = [start(engine, quick, pictures)[0] for engine in (roomy, tight)]
+    first, second = (state.evaluation.gradient.astype(np.float64) for state in states)
+    # Equal to the last bit, they would both come from the same computation.
+    assert 0 < np.linalg.norm(first - second) < 1e-5 * np.linalg.norm(first)
+    with pytest.raises(MemoryNeededError, match=r"^A picture of 200 x 280 pixels needs about 1\.0\d GB"):
+        start(Engine("cpu", max_memory=GB), quick, pictures)
