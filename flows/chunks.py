@@ -12,6 +12,7 @@ from PIL import Image
 
 from nst_engine.config import TransferConfig
 from nst_engine.images import deprocess
+from nst_engine.memory import MemoryPlan
 from nst_engine.pictures import Pictures
 from nst_engine.transfer import Budget, LossPoint, TransferState
 from nst_engine.transfer import advance as advance_state
@@ -51,24 +52,29 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Environment:
-    """What computed a chunk: the weights, the precision of the feature maps, and the device as "cpu AMD EPYC ..."."""
+    """What computed a chunk: the weights, the precision of the feature maps, the device as "cpu AMD EPYC ...", and how
+    it goes about its memory.
+    """
 
     weights_name: str
     weights_sha256: str
     precision: str
     device: str
+    memory: MemoryPlan
 
 
 @dataclass(frozen=True)
 class Stretch:
     """What is new after a chunk: its loss points and snapshots, and how far the optimisation is.
 
-    `iteration` iterations are done and `seconds` were spent optimising since the start, whatever the stops.
+    `iteration` iterations are done, the last at `scale`, which counts from 1, the coarsest; `seconds` were spent
+    optimising since the start, whatever the stops.
     """
 
     points: tuple[LossPoint, ...]
     snapshots: tuple[Snapshot, ...]
     iteration: int
+    scale: int
     finished: bool
     converged: bool
     seconds: float
@@ -89,7 +95,11 @@ class Chunk:
 
 
 def begin(engine: Engine, config: TransferConfig, pictures: Pictures, *, snapshot_every: int | None) -> Chunk:
-    """The chunk before the first iteration, with the loss of the initial picture; raises as `transfer.start`."""
+    """The chunk before the first iteration, with the loss of the initial picture; raises as `transfer.start`.
+
+    MemoryNeededError comes before any work, also where a coarser scale would fit.
+    """
+    engine.memory_plan(config, pictures, precision=engine.precision(config))
     state, point = start_state(engine, config, pictures)
     return _chunk(engine, state, [point], [] if snapshot_every is None else [take_snapshot(state)])
 
@@ -130,11 +140,13 @@ def _chunk(engine: Engine, state: TransferState, points: list[LossPoint], snapsh
         weights_sha256=state.weights_sha256,
         precision=state.precision,
         device=f"{engine.device.name} {engine.device.description}",
+        memory=engine.memory_plan(state.config, state.pictures, precision=state.precision),
     )
     stretch = Stretch(
         points=tuple(points),
         snapshots=tuple(snapshots),
         iteration=state.iteration,
+        scale=state.scale,
         finished=state.finished,
         converged=state.converged,
         seconds=state.seconds,

@@ -130,13 +130,13 @@ class ProgressArtifact:
         artifact._send(0.0, f"{inline(job_name)}: starting")
         return artifact
 
-    def move(self, *, iteration: int, iterations: int, loss: float, seconds_an_iteration: float | None) -> None:
-        """Show the job after so many iterations; at most one update every UPDATE_SECONDS, and none is waited for."""
-        self._progress = Progress(iteration, iterations, loss, seconds_an_iteration)
+    def move(self, progress: Progress) -> None:
+        """Show how far the job is; at most one update every UPDATE_SECONDS, and none is waited for."""
+        self._progress = progress
         now = self._clock()
         if now - self._sent >= UPDATE_SECONDS:
             self._sent = now
-            self._send(100 * iteration / iterations, _moving(self._name, self._progress))
+            self._send(100 * progress.iteration / progress.config.iterations, _moving(self._name, progress))
 
     def finish(self) -> None:
         """Show the optimisation as done, at 100 %, also where it converged early; waits PATIENCE_SECONDS at most."""
@@ -204,13 +204,13 @@ def _moving(name: str, now: Progress) -> str:
     pace = ""
     if now.seconds_an_iteration is not None and now.seconds_left is not None:
         pace = f", {now.seconds_an_iteration:.3g} s an iteration, {_duration(now.seconds_left)} left"
-    return f"{inline(name)}: iteration {now.iteration} of {now.iterations}, loss {now.loss:.4g}{pace}"
+    return f"{inline(name)}: {now.position}, loss {now.loss:.4g}{pace}"
 
 
 def _finished(name: str, last: Progress | None) -> str:
     if last is None:
         return f"{inline(name)}: done"
-    return f"{inline(name)}: done after {last.iteration} of {last.iterations} iterations, loss {last.loss:.4g}"
+    return f"{inline(name)}: done after {last.iteration} of {last.config.iterations} iterations, loss {last.loss:.4g}"
 
 
 def _page(job: Job, parts: Sequence[str]) -> str:

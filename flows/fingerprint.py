@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from nst_engine import weights
 from nst_engine.config import RANDOM_WEIGHTS, TransferConfig
@@ -16,10 +16,13 @@ from storage.jobs import NewSource
 from storage.models import Role
 from storage.workspace import sha256_of
 
+# Jobs that were done before there were scales are the same jobs still.
+_UNUSED_AT_ONE_SCALE: Final = {"scales", "scale_factor", "scale_iterations"}
+
 
 def fingerprint(sources: Sequence[NewSource], config: TransferConfig, *, snapshot_every: int | None = None) -> str:
-    """SHA-256 over the pictures' own SHA-256 with their roles in order, the whole config and the weights' identity; and
-    over `snapshot_every` where it is given, since a result without those snapshots does not do.
+    """SHA-256 over the pictures' own SHA-256 with their roles in order, every setting that counts, the weights'
+    identity, and `snapshot_every` where it is given, since a result without those snapshots does not do.
 
     Raises WeightsError when the config names a weight file that is not there.
     """
@@ -32,7 +35,7 @@ def fingerprint_of(
     """The fingerprint of a job of these pictures, content first, each by its role and SHA-256."""
     document: dict[str, Any] = {
         "sources": [list(picture) for picture in pictures],
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude=_UNUSED_AT_ONE_SCALE if config.scales == 1 else None),
         "weights": _identity(config.weights),
     }
     if snapshot_every is not None:

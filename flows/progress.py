@@ -7,25 +7,37 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from nst_engine.config import TransferConfig
+from nst_engine.scales import iterations_left
+
 
 @dataclass(frozen=True)
 class Progress:
-    """A job's optimisation after so many iterations.
+    """The optimisation of a job of that config after `iteration` iterations, the last of them at `scale`.
 
-    `seconds_an_iteration` is the mean since this process took the job up, without start-up; None at its start.
+    `seconds_an_iteration` is the mean at this scale since this process took the job up, without start-up; None
+    at the scale's start.
     """
 
+    config: TransferConfig
     iteration: int
-    iterations: int
+    scale: int
     loss: float
     seconds_an_iteration: float | None
 
     @property
+    def position(self) -> str:
+        """How far it is, in words."""
+        scale = f" (scale {self.scale} of {self.config.scales})" if self.config.scales > 1 else ""
+        return f"iteration {self.iteration} of {self.config.iterations}{scale}"
+
+    @property
     def seconds_left(self) -> float | None:
-        """How long the rest takes at this pace."""
+        """How long the rest takes at this pace, which goes with the number of pixels."""
         if self.seconds_an_iteration is None:
             return None
-        return (self.iterations - self.iteration) * self.seconds_an_iteration
+        left = iterations_left(self.config, iteration=self.iteration, scale=self.scale)
+        return left * self.seconds_an_iteration
 
 
 Watcher = Callable[[Progress], None]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -78,6 +79,8 @@ def used_settings(config: Mapping[str, Any]) -> dict[str, str]:
     unused = {key for key, value in config.items() if value is None} | _UNUSED[config["optimizer"]]
     if config["decay_rate"] == 1:
         unused |= {"decay_rate", "decay_steps"}
+    if config.get("scales", 1) == 1:
+        unused |= {"scales", "scale_factor", "scale_iterations"}
     if config["init"] != "noise":
         unused.add("seed")
     if config["tv_weight"] == 0:
@@ -104,6 +107,7 @@ def loss_rows(losses: Sequence[LossPoint]) -> list[dict[str, Any]]:
             "seconds": point.seconds,
             "learning_rate": point.learning_rate,
             "attempt": point.attempt,
+            "scale": point.scale,
             **{f"layer:{layer}": value for layer, value in point.layers.items()},
         }
         for point in losses
@@ -119,8 +123,13 @@ def write_csv(losses: Sequence[LossPoint], stream: TextIO) -> None:
     writer.writerows(rows)
 
 
+def scale_ends(losses: Sequence[LossPoint]) -> list[int]:
+    """The iterations with which a scale ended and a finer one began; none where there was but one scale."""
+    return [point.iteration for point, later in pairwise(losses) if later.scale != point.scale]
+
+
 def plot_losses(losses: Sequence[LossPoint], path: Path, *, title: str) -> None:
-    """Draw the curve on a logarithmic axis into a PNG file of 960 x 600 pixels."""
+    """Draw the curve on a logarithmic axis into a PNG file of 960 x 600 pixels, with a line where a scale ended."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
@@ -136,6 +145,8 @@ def plot_losses(losses: Sequence[LossPoint], path: Path, *, title: str) -> None:
         shown = [value if value > 0 else float("nan") for value in values]
         if any(value > 0 for value in values):
             axes.plot(iterations, shown, label=label, marker="." if len(losses) < 100 else "")
+    for iteration in scale_ends(losses):
+        axes.axvline(iteration, color="0.5", linewidth=0.8)
     axes.set_yscale("log")
     axes.set_xlabel("iteration")
     axes.set_ylabel("loss, weighted")

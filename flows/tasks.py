@@ -39,12 +39,12 @@ BEST: Final = "best.png"
 
 
 @functools.cache
-def warm_engine(device: str) -> Engine:
-    """This process's engine on that device, with whatever earlier jobs have warmed up."""
+def warm_engine(device: str, max_memory: int | None) -> Engine:
+    """This process's engine on that device in that memory, with whatever earlier jobs have warmed up."""
     load_tensorflow()
     from nst_engine.engine import Engine
 
-    return Engine(device)
+    return Engine(device, max_memory=max_memory)
 
 
 @task(task_run_name="preprocess", cache_policy=NO_CACHE)
@@ -100,7 +100,7 @@ def optimise(attempt: Attempt, pictures: Pictures) -> TransferState:
 
 def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: ProgressArtifact) -> Stretch:
     """Take in one stretch after another until the last, which is returned."""
-    logger, iterations = get_run_logger(), attempt.config.iterations
+    logger = get_run_logger()
     began = written = logged = saved = time.monotonic()
     last: Stretch | None = None
     first_iteration = 0
@@ -111,9 +111,12 @@ def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: P
             now = time.monotonic()
             if stretch is None:
                 continue
+            if last is None or stretch.scale != last.scale:
+                # What there is now is the first picture, or was saved before, or was made in part at a coarser
+                # scale, where iterations are quicker.
+                first_iteration, began = stretch.iteration, now
             if last is None:
-                # What there is now is the first picture, or what was saved before.
-                first_iteration, began, saved = stretch.iteration, now, now
+                saved = now
                 _record_environment(attempt, stretch)
             if stretch.snapshots:
                 snapshots.write_snapshots(attempt.folder, stretch.snapshots)
@@ -122,10 +125,11 @@ def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: P
                 done = stretch.iteration - first_iteration
                 pace = (now - began) / done if done > 0 else None
                 loss = stretch.points[-1].losses.total
-                progress.publish(progress.Progress(stretch.iteration, iterations, loss, pace))
-                shown.move(iteration=stretch.iteration, iterations=iterations, loss=loss, seconds_an_iteration=pace)
+                here = progress.Progress(attempt.config, stretch.iteration, stretch.scale, loss, pace)
+                progress.publish(here)
+                shown.move(here)
                 if now - logged >= LOG_SECONDS:
-                    logger.info("Iteration %d of %d, loss %.6g", stretch.iteration, iterations, loss)
+                    logger.info("%s, loss %.6g", here.position.capitalize(), loss)
                     logged = now
             due = now - saved >= attempt.settings.checkpoint_seconds and not stretch.finished
             # Who goes on from a checkpoint does not compute what was before it again: its losses go first.
@@ -202,7 +206,7 @@ def _optimisation(
         snapshot_every=attempt.job.snapshot_every,
     )
     if settings.scheduler is None:
-        return LocalOptimisation(warm_engine(settings.device), work)
+        return LocalOptimisation(warm_engine(settings.device, settings.max_memory), work)
     return RemoteOptimisation(
         settings.scheduler,
         work,
@@ -252,6 +256,7 @@ def _record_environment(attempt: Attempt, stretch: Stretch) -> None:
         environment.precision,
         environment.weights_name,
     )
+    get_run_logger().info("%s", environment.memory)
 
 
 def _loss_point(point: LossPoint) -> NewLossPoint:
@@ -264,6 +269,7 @@ def _loss_point(point: LossPoint) -> NewLossPoint:
         layers=point.losses.layers,
         learning_rate=point.rate,
         seconds=point.seconds,
+        scale=point.scale,
     )
 
 

@@ -152,10 +152,11 @@ def progress_bar(name: str) -> Iterator[None]:
         shown = bar.add_task(name, total=None, detail="starting")
 
         def watch(now: JobProgress) -> None:
-            detail = f"loss {now.loss:.5g}"
+            scale = f"scale {now.scale} of {now.config.scales}  " if now.config.scales > 1 else ""
+            detail = f"{scale}loss {now.loss:.5g}"
             if now.seconds_an_iteration is not None and now.seconds_left is not None:
                 detail += f"  {now.seconds_an_iteration:.2f} s/iteration  {_clock(now.seconds_left)} left"
-            bar.update(shown, completed=now.iteration, total=now.iterations, detail=detail)
+            bar.update(shown, completed=now.iteration, total=now.config.iterations, detail=detail)
 
         with watched_by(watch):
             yield

@@ -116,6 +116,15 @@ class TransferConfig(BaseModel):
     epsilon: PositiveFloat = Field(1e-7, description="adam's epsilon")
     history: Annotated[int, Field(ge=1, le=100)] = Field(10, description="steps that lbfgs remembers")
     iterations: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="steps of the optimiser")
+    scales: Annotated[int, Field(ge=1, le=10)] = Field(
+        1, description="sizes it works at one after another, from coarse to fine; 1: only the result's"
+    )
+    scale_factor: Annotated[float, Field(gt=1, le=10)] = Field(
+        2.0, description="how many times as many rows and columns each scale has as the one before it"
+    )
+    scale_iterations: Annotated[PositiveInt | None, BeforeValidator(_none)] = Field(
+        None, description="of the iterations, how many at each coarser scale; none: as many at every scale"
+    )
     init: Init = Field("content", description="the picture it starts from: content, style, grey or noise")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the noise")
     clip: bool = Field(False, description="keep every pixel displayable after each step (sgd and adam)")
@@ -136,6 +145,12 @@ class TransferConfig(BaseModel):
             raise ValueError("clip works with sgd and adam, not with lbfgs; set clip=false.")
         if not (self.content_weight or self.style_weight):
             raise ValueError("content_weight and style_weight cannot both be 0: nothing would be left to do.")
+        least = (self.scale_iterations or 1) * (self.scales - 1) + 1
+        if self.iterations < least:
+            raise ValueError(
+                f"iterations = {self.iterations} leave none for the finest of {self.scales} scales; give at least "
+                f"{least} in all, or fewer scales or scale_iterations."
+            )
         return self
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TransferConfig:

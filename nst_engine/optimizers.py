@@ -29,10 +29,11 @@ class SgdState:
 
 @dataclass(frozen=True)
 class AdamState:
-    """Adam's first and second moments, float32 as the picture."""
+    """Adam's first and second moments, float32 as the picture, and the number of steps that they are made of."""
 
     first: np.ndarray
     second: np.ndarray
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def take_step(
         return _lbfgs_step(config, state, picture, evaluation, evaluate)
     rate = config.learning_rate * config.decay_rate ** ((iteration - 1) / config.decay_steps)
     if isinstance(state, AdamState):
-        change, state = _adam_change(config, state, evaluation.gradient, rate=rate, iteration=iteration)
+        change, state = _adam_change(config, state, evaluation.gradient, rate=rate)
     else:
         change = np.float32(rate) * evaluation.gradient
     moved = picture - change
@@ -96,15 +97,16 @@ def take_step(
 
 
 def _adam_change(
-    config: TransferConfig, state: AdamState, gradient: np.ndarray, *, rate: float, iteration: int
+    config: TransferConfig, state: AdamState, gradient: np.ndarray, *, rate: float
 ) -> tuple[np.ndarray, AdamState]:
     """Kingma and Ba, arXiv:1412.6980, in the form at the end of its section 2, which Keras uses too."""
     beta_1, beta_2 = np.float32(config.beta_1), np.float32(config.beta_2)
     first = state.first + (gradient - state.first) * (1 - beta_1)
     second = state.second + (np.square(gradient) - state.second) * (1 - beta_2)
-    corrected = rate * np.sqrt(1 - config.beta_2**iteration) / (1 - config.beta_1**iteration)
+    steps = state.steps + 1
+    corrected = rate * np.sqrt(1 - config.beta_2**steps) / (1 - config.beta_1**steps)
     change = np.float32(corrected) * first / (np.sqrt(second) + np.float32(config.epsilon))
-    return change, AdamState(first, second)
+    return change, AdamState(first, second, steps)
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,4 +1,5 @@
-"""The pictures of one transfer: content and styles at working size, and the picture it starts from."""
+"""The pictures of one transfer: content and styles at working size and at each scale, and the picture it starts
+from."""
 
 from __future__ import annotations
 
@@ -6,9 +7,12 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from nst_engine.config import TransferConfig
-from nst_engine.images import MEAN_BGR, display_range, preprocess, resize, target_size
+from nst_engine.errors import ImageError
+from nst_engine.images import MEAN_BGR, MIN_SIDE, display_range, preprocess, resize, target_size
+from nst_engine.scales import scaled_size
 
 
 @dataclass(frozen=True)
@@ -33,36 +37,68 @@ def digest_of(*pictures: np.ndarray) -> str:
 
 
 def content_size(config: TransferConfig, content: tuple[int, ...]) -> tuple[int, int]:
-    """(rows, columns) at which a content of that shape is worked on.
+    """(rows, columns) at which a content of that shape is worked on, at the finest scale.
 
-    Raises ImageError when it is too narrow for the network at that size.
+    Raises ImageError when it is too narrow for the network at that size or at a coarser scale.
     """
-    return target_size(content, rows=config.rows, long_edge=config.long_edge)
+    return _at_every_scale(config, target_size(content, rows=config.rows, long_edge=config.long_edge))
 
 
 def style_size(config: TransferConfig, style: tuple[int, ...], *, content: tuple[int, int]) -> tuple[int, int]:
     """(rows, columns) at which a style of that shape is worked on beside a content of `content` (rows, columns).
 
-    Raises ImageError when it is too narrow for the network at that size.
+    Raises ImageError when it is too narrow for the network at that size or at a coarser scale.
     """
     if config.style_fit == "stretch":
         return content
     if config.style_fit == "edge":
-        return target_size(style, rows=config.rows, long_edge=config.long_edge)
+        return _at_every_scale(config, target_size(style, rows=config.rows, long_edge=config.long_edge))
     scale = float(np.sqrt(content[0] * content[1] / (style[0] * style[1])))
-    return target_size(style, rows=round(style[0] * scale), long_edge=None)
+    return _at_every_scale(config, target_size(style, rows=round(style[0] * scale), long_edge=None))
+
+
+def _at_every_scale(config: TransferConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """`size` itself, when a picture that has it at the finest scale is large enough at the coarsest too."""
+    coarsest = scaled_size(config, size, scale=1)
+    if min(coarsest) < MIN_SIDE:
+        raise ImageError(
+            f"the picture is too small for {config.scales} scales: of {size[0]} x {size[1]} pixels (rows x columns) "
+            f"the coarsest would leave {coarsest[0]} x {coarsest[1]}, and each side needs at least {MIN_SIDE}; ask "
+            "for fewer scales or a larger picture."
+        )
+    return size
 
 
 def fit_pictures(config: TransferConfig, content: np.ndarray, styles: list[np.ndarray]) -> Pictures:
     """Resize decoded pictures, uint8 RGB, to the sizes at which the config works.
 
-    Raises ImageError when a picture is too narrow for the network at that size.
+    Raises ImageError when a picture is too narrow for the network at that size or at a coarser scale.
     """
     size = content_size(config, content.shape)
     return Pictures(
         content=_fit(content, size),
         styles=tuple(_fit(style, style_size(config, style.shape, content=size)) for style in styles),
     )
+
+
+def at_scale(config: TransferConfig, pictures: Pictures, scale: int) -> Pictures:
+    """The pictures at `scale`, all made smaller alike from those at working size, which are those of the finest."""
+
+    def fit(picture: np.ndarray) -> np.ndarray:
+        return _fit(picture, scaled_size(config, (picture.shape[0], picture.shape[1]), scale=scale))
+
+    return Pictures(content=fit(pictures.content), styles=tuple(map(fit, pictures.styles)))
+
+
+def enlarge(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A preprocessed picture, float32 (rows, columns, 3), at a larger `size` (rows, columns), by bicubic splines.
+
+    Nothing is rounded or clipped.
+    """
+    rows, columns = size
+    channels = (Image.fromarray(np.ascontiguousarray(picture[..., channel])) for channel in range(3))
+    larger = [channel.resize((columns, rows), Image.Resampling.BICUBIC) for channel in channels]
+    return np.stack([np.asarray(channel) for channel in larger], axis=-1)
 
 
 def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

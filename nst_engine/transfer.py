@@ -15,9 +15,10 @@ import numpy as np
 from nst_engine.config import TransferConfig
 from nst_engine.errors import NotFiniteError, WeightsError
 from nst_engine.evaluation import Evaluation, Losses
-from nst_engine.images import deprocess
-from nst_engine.optimizers import OptimizerState, initial_state, take_step
-from nst_engine.pictures import Pictures, initial_picture
+from nst_engine.images import deprocess, display_range
+from nst_engine.optimizers import Evaluate, OptimizerState, initial_state, take_step
+from nst_engine.pictures import Pictures, at_scale, enlarge, initial_picture
+from nst_engine.scales import last_iteration
 
 if TYPE_CHECKING:
     from nst_engine.engine import Engine
@@ -28,21 +29,25 @@ class LossPoint:
     """The losses after `iteration` iterations; 0 is the initial picture.
 
     `rate` is the step's learning rate (for L-BFGS its step length) and `seconds` the time spent optimising
-    since the start, whatever the number of stops in between.
+    since the start, whatever the number of stops in between. `scale` counts from 1, the coarsest; losses of
+    different scales are not to be compared.
     """
 
     iteration: int
     losses: Losses
     rate: float
     seconds: float
+    scale: int = 1
 
 
 @dataclass(frozen=True)
 class TransferState:
     """All that is needed to go on: settings, pictures, the current picture with its evaluation, the best one
-    so far, the optimiser's state, and what computes it (precision and weights).
+    of its scale so far, the optimiser's state, and what computes it (precision and weights).
 
-    `picture` and `best_picture` are float32 (rows, columns, 3), BGR and mean-centred.
+    `pictures` have their working size. `picture` and `best_picture` are float32 (rows, columns, 3), BGR and
+    mean-centred, of the size of `scale`, which counts from 1, the coarsest. `converged` says that no further
+    step lowers the loss at that scale.
     """
 
     config: TransferConfig
@@ -58,11 +63,17 @@ class TransferState:
     best_loss: float
     seconds: float
     converged: bool = False
+    scale: int = 1
+
+    @property
+    def scale_finished(self) -> bool:
+        """Whether all iterations of this scale are done, or no further one lowers the loss."""
+        return self.converged or self.iteration >= last_iteration(self.config, self.scale)
 
     @property
     def finished(self) -> bool:
-        """Whether all iterations are done, or no further one lowers the loss."""
-        return self.converged or self.iteration >= self.config.iterations
+        """Whether the finest scale is finished."""
+        return self.scale_finished and self.scale == self.config.scales
 
     def result(self) -> np.ndarray:
         """The picture that the config keeps, the last or the best, as uint8 RGB (rows, columns, 3)."""
@@ -88,8 +99,9 @@ def start(engine: Engine, config: TransferConfig, pictures: Pictures) -> tuple[T
     """
     began = time.perf_counter()
     precision, loaded = engine.precision(config), engine.weights(config.weights)
-    picture = initial_picture(config, pictures)
-    evaluation = engine.evaluator(config, pictures, precision=precision)(picture)
+    coarsest = at_scale(config, pictures, 1)
+    picture = initial_picture(config, coarsest)
+    evaluation = engine.evaluator(config, coarsest, precision=precision)(picture)
     _check_finite(evaluation, iteration=0, config=config, best=None)
     state = TransferState(
         config=config,
@@ -111,6 +123,9 @@ def start(engine: Engine, config: TransferConfig, pictures: Pictures) -> tuple[T
 def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[TransferState, list[LossPoint]]:
     """Take `state` further within `budget` and return the next state and a loss point an iteration.
 
+    A scale that is finished is left with the first iteration of the next, not before: the iterations that it did
+    not need are then done at that one.
+
     Raises NotFiniteError, which carries the best picture, when the loss leaves the finite numbers, and
     WeightsError when this engine's weights are not those that the state was started with.
     """
@@ -122,9 +137,11 @@ def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[Trans
             f"This transfer was started with the weights {state.weights_name} ({state.weights_sha256[:12]}), but here "
             f"'{config.weights}' means {loaded.name} ({loaded.sha256[:12]}); give it the same file."
         )
-    evaluate = engine.evaluator(config, state.pictures, precision=state.precision)
+    evaluate = _evaluator(engine, state)
     spent, points = state.seconds, list[LossPoint]()
     while not state.finished and not _used_up(budget, done=len(points), seconds=time.perf_counter() - began):
+        if state.scale_finished:
+            state, evaluate = _next_scale(engine, state)
         iteration = state.iteration + 1
         step = take_step(
             config,
@@ -147,8 +164,43 @@ def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[Trans
             seconds=spent + time.perf_counter() - began,
             converged=step.converged,
         )
-        points.append(LossPoint(iteration, step.evaluation.losses, step.rate, state.seconds))
+        points.append(LossPoint(iteration, step.evaluation.losses, step.rate, state.seconds, state.scale))
     return state, points
+
+
+def _evaluator(engine: Engine, state: TransferState) -> Evaluate:
+    pictures = at_scale(state.config, state.pictures, state.scale)
+    return engine.evaluator(state.config, pictures, precision=state.precision)
+
+
+def _next_scale(engine: Engine, state: TransferState) -> tuple[TransferState, Evaluate]:
+    """The state with which the next scale begins, after as many iterations, and the loss there.
+
+    It goes on from the last picture, whichever the config keeps. The optimiser begins anew. L-BFGS' steps and
+    differences are of another function. Adam's moments could be resized, but the gradient changes more than they
+    say: an enlarged picture is blurred, and what undoes that is most of it at first. With them the loss fell more
+    slowly than without.
+    """
+    config, scale = state.config, state.scale + 1
+    pictures = at_scale(config, state.pictures, scale)
+    rows, columns = pictures.content.shape[:2]
+    picture = enlarge(state.picture, (rows, columns))
+    if config.clip:
+        picture = np.clip(picture, *display_range())
+    evaluate = engine.evaluator(config, pictures, precision=state.precision)
+    evaluation = evaluate(picture)
+    _check_finite(evaluation, iteration=state.iteration, config=config, best=state.best_picture)
+    begun = replace(
+        state,
+        scale=scale,
+        picture=picture,
+        evaluation=evaluation,
+        optimizer=initial_state(config, picture),
+        best_picture=picture,
+        best_loss=evaluation.losses.total,
+        converged=False,
+    )
+    return begun, evaluate
 
 
 def _used_up(budget: Budget, *, done: int, seconds: float) -> bool:

@@ -186,7 +186,7 @@ class Attempt(Base):
 class LossPoint(Base):
     """The losses after one iteration; `seconds` counts from the start of the optimisation.
 
-    `attempt` is 0 for a point that was copied with the result of another job.
+    `scale` counts from 1, the coarsest. `attempt` is 0 for a point that was copied with the result of another job.
     """
 
     __tablename__ = "loss_points"
@@ -201,6 +201,7 @@ class LossPoint(Base):
     layers: Mapped[dict[str, float]] = mapped_column(_json_column())
     learning_rate: Mapped[float | None] = mapped_column(Double)
     seconds: Mapped[float] = mapped_column(Double)
+    scale: Mapped[int] = mapped_column(server_default="1")
 
 
 class Night(Base):

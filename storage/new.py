@@ -50,7 +50,8 @@ class NewJob:
 class NewLossPoint:
     """The losses after one iteration, by layer too; `seconds` since the start of the optimisation.
 
-    `learning_rate` is None for an optimiser that has none. Raises ValueError when a number is not finite.
+    `scale` counts from 1, the coarsest. `learning_rate` is None for an optimiser that has none. Raises ValueError
+    when a number is not finite.
     """
 
     iteration: int
@@ -61,6 +62,7 @@ class NewLossPoint:
     layers: Mapping[str, float]
     learning_rate: float | None
     seconds: float
+    scale: int = 1
 
     def __post_init__(self) -> None:
         numbers = [self.total, self.content, self.style, self.tv, self.seconds, *self.layers.values()]

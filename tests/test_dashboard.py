@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.progress import Progress
 from flows.report import plot_losses, used_settings
 from nst_engine.config import TransferConfig
 from nst_engine.images import encode_png
@@ -235,9 +236,9 @@ def test_the_progress_goes_up_in_steps_and_ends_at_100(dashboard: ModuleType) ->
         look()
         for seconds, iteration, pace in ((1, 0, None), (2, 3, 0.95), (1, 4, 0.95), (1.9, 6, 0.95), (100, 40, 0.95)):
             clock.now += seconds
-            shown.move(iteration=iteration, iterations=100, loss=123_412.0, seconds_an_iteration=pace)
+            shown.move(Progress(TransferConfig(iterations=100), iteration, 1, 123_412.0, pace))
             look()
-        shown.move(iteration=100, iterations=100, loss=871.25, seconds_an_iteration=0.95)
+        shown.move(Progress(TransferConfig(iterations=100), 100, 1, 871.25, 0.95))
         look()
         shown.finish()
         look()
@@ -261,8 +262,8 @@ def test_an_optimisation_that_converged_early_also_ends_at_100(dashboard: Module
         clock = Clock()
         shown = dashboard.ProgressArtifact.begin("_a_ [b](c)", clock=clock)
         clock.now += 60
-        shown.move(iteration=0, iterations=500, loss=2.0, seconds_an_iteration=None)
-        shown.move(iteration=40, iterations=500, loss=1.0, seconds_an_iteration=200.0)
+        shown.move(Progress(TransferConfig(iterations=500), 0, 1, 2.0, None))
+        shown.move(Progress(TransferConfig(iterations=500), 40, 1, 1.0, 200.0))
         shown.finish()
 
     (artifact,) = in_a_task(act)
@@ -407,7 +408,7 @@ def act_on_everything(dashboard: ModuleType, job: Job, losses: list[LossPoint], 
     shown = dashboard.ProgressArtifact.begin("sunset", clock=clock)
     for iteration in range(3):
         clock.now += 60
-        shown.move(iteration=iteration, iterations=3, loss=1.0, seconds_an_iteration=1.0)
+        shown.move(Progress(TransferConfig(iterations=3), iteration, 1, 1.0, 1.0))
     shown.finish()
     dashboard.publish_report(job, losses, folder=folder)
     dashboard.failure_report(job, "It failed.")
@@ -466,23 +467,24 @@ def test_a_result_that_was_taken_away_costs_only_its_report(dashboard: ModuleTyp
 
 
 LBFGS = {"learning_rate", "decay_rate", "decay_steps", "clip", "beta_1", "beta_2", "epsilon"}
+ONE_SCALE = {"scales", "scale_factor", "scale_iterations"}
 
 
 @pytest.mark.parametrize(
     ("changes", "unused"),
     [
-        ({}, {*LBFGS, "long_edge", "seed"}),
-        ({"long_edge": 300, "init": "noise"}, {*LBFGS, "rows"}),
+        ({}, {*LBFGS, *ONE_SCALE, "long_edge", "seed"}),
+        ({"long_edge": 300, "init": "noise", "scales": 2}, {*LBFGS, "rows", "scale_iterations"}),
         (
             {"optimizer": "adam", "tv_weight": 0},
-            {"decay_rate", "decay_steps", "history", "long_edge", "seed", "tv_form"},
+            {*ONE_SCALE, "decay_rate", "decay_steps", "history", "long_edge", "seed", "tv_form"},
         ),
         (
             {"optimizer": "sgd", "decay_rate": 0.9},
-            {"beta_1", "beta_2", "epsilon", "history", "long_edge", "seed"},
+            {*ONE_SCALE, "beta_1", "beta_2", "epsilon", "history", "long_edge", "seed"},
         ),
     ],
-    ids=["lbfgs", "long edge and noise", "adam without total variation", "sgd with decay"],
+    ids=["lbfgs", "long edge, noise and scales", "adam without total variation", "sgd with decay"],
 )
 def test_only_settings_that_had_a_say_are_shown(changes: dict[str, Any], unused: set[str]) -> None:
     config = TransferConfig().with_overrides(changes).model_dump()

@@ -146,7 +146,7 @@ def test_a_database_of_the_first_schema_keeps_its_rows(path: Path) -> None:
                     "snapshot_every": None,
                 },
                 {"phase": None, "first_iteration": None},
-                {},
+                {"scale": 1},
             ),
             strict=True,
         )

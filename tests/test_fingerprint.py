@@ -63,12 +63,21 @@ OTHER_SETTINGS: list[dict[str, Any]] = [
     {"precision": "float32"},
     {"optimizer": "adam"},
     {"style_layers": {"block1_conv1": 0.5}},
+    {"scales": 2},
 ]
 
 
 @pytest.mark.parametrize("settings", OTHER_SETTINGS, ids=[next(iter(each)) for each in OTHER_SETTINGS])
 def test_any_other_setting_is_another_job(settings: dict[str, Any]) -> None:
     assert fingerprint(SOURCES, CONFIG.with_overrides(settings)) != fingerprint(SOURCES, CONFIG)
+
+
+def test_at_one_scale_the_factor_between_scales_does_not_count() -> None:
+    assert fingerprint(SOURCES, CONFIG.with_overrides({"scale_factor": 3})) == fingerprint(SOURCES, CONFIG)
+
+
+def test_what_was_done_before_there_were_scales_is_the_same_job_still() -> None:
+    assert fingerprint(SOURCES, CONFIG) == "b03aa91ae5955abbbfe1b932dfcdfcc2c9298bb122da30a170f64c650b54a384"
 
 
 def test_weights_count_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

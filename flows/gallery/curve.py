@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from flows.report import scale_ends
 from storage.models import LossPoint
 
 WIDTH: Final = 720
@@ -38,11 +39,13 @@ class Tick:
 
 @dataclass(frozen=True)
 class Curve:
-    """The lines, the marks of both axes, and some of the numbers as rows of a table under the names of `columns`."""
+    """The lines, the marks of both axes, where a scale ended, and some of the numbers as rows of a table under the
+    names of `columns`."""
 
     lines: Sequence[Line]
     iterations: Sequence[Tick]
     losses: Sequence[Tick]
+    scales: Sequence[float]
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: int = _LEFT
@@ -64,11 +67,11 @@ def draw(points: Sequence[LossPoint]) -> Curve | None:
     layers = list(points[0].layers) if points else []
     series |= {layer.replace("/", " "): [point.layers.get(layer, 0.0) for point in points] for layer in layers}
     # A logarithmic axis has no place for zero: the content's loss where the content is the first picture.
-    series = {label: values for label, values in series.items() if any(value > 0 for value in values)}
-    if not series:
-        return None
+    series = {label: values for label, values in series.items() if any(_has_place(value) for value in values)}
     main = [label for label in series if label.replace(" ", "/", 1) not in layers]
-    logs = [math.log10(value) for label in main for value in series[label] if value > 0]
+    logs = [math.log10(value) for label in main for value in series[label] if _has_place(value)]
+    if not logs:
+        return None
     # What is far below all that matters would press the rest together.
     low, high = max(min(logs), max(logs) - 8), max(logs)
     if high - low < 0.1:
@@ -84,6 +87,7 @@ def draw(points: Sequence[LossPoint]) -> Curve | None:
         lines,
         [Tick(_x(value, last), f"{value:,}") for value in _iteration_ticks(last)],
         [Tick(_y(value, low, high), _power(value)) for value in _loss_ticks(low, high)],
+        [_x(iteration, last) for iteration in scale_ends(points)],
         ("iteration", "total", "content", "style", "total variation"),
         [
             (f"{point.iteration:,}", *(f"{loss:.4g}" for loss in (point.total, point.content, point.style, point.tv)))
@@ -99,7 +103,7 @@ def _power(log: float) -> str:
 def _path(iterations: Sequence[int], values: Sequence[float], *, last: int, low: float, high: float) -> str:
     parts, pen = [], "M"
     for iteration, value in zip(iterations, values, strict=True):
-        if value <= 0:
+        if not _has_place(value):
             pen = "M"
             continue
         height = min(max(math.log10(value), low), high)
@@ -107,6 +111,10 @@ def _path(iterations: Sequence[int], values: Sequence[float], *, last: int, low:
         pen = "L"
     # A line to itself shows a single point, where the ends of lines are round.
     return f"{parts[0]}{parts[0].replace('M', 'L')}" if len(parts) == 1 else "".join(parts)
+
+
+def _has_place(value: float) -> bool:
+    return 0 < value < math.inf
 
 
 def _x(iteration: float, last: int) -> float:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from flows.report import used_settings
+from nst_engine.config import TransferConfig
+from nst_engine.scales import iterations_left
 from storage.models import Job, JobState, LossPoint, Source
 
 WAITING: Final = frozenset({JobState.CLAIMED, JobState.PENDING, JobState.RUNNING, JobState.CANCELLING})
@@ -22,13 +24,14 @@ _FILE_LABELS: Final = {
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job at work is; `loss` and `left` are None where nothing is known yet."""
+    """How far a job at work is; `loss`, `left` and `scale` are None where nothing is known yet or there is but one."""
 
     iteration: int
     iterations: int
     phase: str
-    loss: str | None
-    left: str | None
+    loss: str | None = None
+    left: str | None = None
+    scale: str | None = None
 
     @property
     def percent(self) -> int:
@@ -41,12 +44,26 @@ def progress_of(job: Job, losses: Sequence[LossPoint]) -> Progress:
     iterations = int(job.config.get("iterations") or 0)
     phase = (job.attempts[-1].phase if job.attempts else None) or "starting"
     if not losses:
-        return Progress(0, iterations, phase, None, None)
+        return Progress(0, iterations, phase)
     last = losses[-1]
-    left = None
-    if last.iteration and last.seconds:
-        left = duration((iterations - last.iteration) * last.seconds / last.iteration)
-    return Progress(last.iteration, iterations, phase, f"{last.total:.4g}", left)
+    loss = f"{last.total:.4g}"
+    scales = int(job.config.get("scales", 1))
+    if scales == 1:
+        return Progress(last.iteration, iterations, phase, loss, _left(losses, iterations - last.iteration))
+    config = TransferConfig.model_validate(job.config)
+    left = _left(losses, iterations_left(config, iteration=last.iteration, scale=last.scale))
+    return Progress(last.iteration, iterations, phase, loss, left, f"scale {last.scale} of {scales}")
+
+
+def _left(losses: Sequence[LossPoint], iterations: float) -> str | None:
+    """How long so many more iterations of the last scale take at its pace; None before there is one."""
+    last = losses[-1]
+    before = next((point for point in reversed(losses) if point.scale != last.scale), None)
+    iteration, seconds = (before.iteration, before.seconds) if before else (0, 0.0)
+    if last.iteration == iteration or last.seconds == seconds:
+        return None
+    pace = (last.seconds - seconds) / (last.iteration - iteration)
+    return duration(iterations * pace)
 
 
 def facts(job: Job, losses: Sequence[LossPoint]) -> list[tuple[str, str]]:
@@ -55,7 +72,7 @@ def facts(job: Job, losses: Sequence[LossPoint]) -> list[tuple[str, str]]:
     found = {
         "Size": size,
         "Iterations": f"{losses[-1].iteration:,}" if losses else None,
-        "Loss": f"{losses[0].total:.4g} → {losses[-1].total:.4g}" if losses else None,
+        "Loss": _fall(losses) if losses else None,
         "Optimising": duration(losses[-1].seconds) if losses else None,
         "Snapshots": f"every {job.snapshot_every} iterations" if job.snapshot_every else None,
         "Weights": job.weights_name,
@@ -64,6 +81,13 @@ def facts(job: Job, losses: Sequence[LossPoint]) -> list[tuple[str, str]]:
         "Priority": str(job.priority) if job.priority else None,
     }
     return [(label, value) for label, value in found.items() if value]
+
+
+def _fall(losses: Sequence[LossPoint]) -> str:
+    """The first and the last loss of the finest scale: those of a coarser one are no measure for it."""
+    last = losses[-1]
+    first = next(point for point in losses if point.scale == last.scale)
+    return f"{first.total:.4g} → {last.total:.4g}"
 
 
 def settings_of(job: Job) -> Mapping[str, str]:
