@@ -15,7 +15,7 @@ from nst_engine.config import RANDOM_WEIGHTS, TransferConfig
 from nst_engine.evaluation import Evaluation
 from nst_engine.hardware import Device, choose_device, choose_precision
 from nst_engine.images import preprocess
-from nst_engine.memory import MemoryPlan, plan_memory, usable_memory
+from nst_engine.memory import Memory, MemoryPlan, machine_memory, plan_memory
 from nst_engine.objective import ContentForm, Form, Objective, StyleForm, StyleTargets, Targets, TracedObjective
 from nst_engine.pictures import Pictures, digest_of
 from nst_engine.recent import Recent
@@ -40,7 +40,9 @@ class Engine:
     def __init__(self, device: str = "auto", *, max_memory: int | None = None) -> None:
         self.device: Device = choose_device(device)
         # Once, so that a picture is worked on in the same way for as long as this engine lives.
-        self._limit = usable_memory() if max_memory is None and self.device.name == "cpu" else max_memory
+        self._memory = None if max_memory is None else Memory(free=max_memory, most=max_memory)
+        if max_memory is None and self.device.name == "cpu":
+            self._memory = machine_memory()
         self._weights: Recent[tuple[object, ...], weights.Weights] = Recent(_WEIGHTS_KEPT)
         self._objectives: Recent[tuple[Form, str, int | None], Objective[Any]] = Recent(_FORMS_KEPT)
         self._contents: Recent[tuple[ContentForm, str, str, int | None], Any] = Recent(_CONTENTS_KEPT)
@@ -62,7 +64,7 @@ class Engine:
     def memory_plan(self, config: TransferConfig, pictures: Pictures, *, precision: str) -> MemoryPlan:
         """Whether these pictures are worked on in tiles here; MemoryNeededError when they fit in none."""
         sizes = [picture.shape[:2] for picture in (pictures.content, *pictures.styles)]
-        return plan_memory(config, sizes, precision=precision, limit=self._limit)
+        return plan_memory(config, sizes, precision=precision, memory=self._memory)
 
     def evaluator(
         self, config: TransferConfig, pictures: Pictures, *, precision: str

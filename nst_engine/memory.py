@@ -29,6 +29,19 @@ _PICTURES: Final = 8
 """Pictures of 12 bytes a pixel that every transfer holds: the current, the best and the tried one with their gradients,
 and those it was given, which are smaller."""
 _FREE_SHARE: Final = 0.9
+_WORTH_TILES: Final = 0.9
+"""Of the memory: tiles that save less than this only cost time."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a process may take in all, in bytes: `free` is what it should keep to, `most` the most it can ever have.
+
+    What others leave free changes by the hour: it decides about tiles, not about whether a job can ever run.
+    """
+
+    free: int
+    most: int
 
 
 @dataclass(frozen=True)
@@ -44,12 +57,12 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: TransferConfig, sizes: Sequence[tuple[int, ...]], *, precision: str, limit: int | None
+    config: TransferConfig, sizes: Sequence[tuple[int, ...]], *, precision: str, memory: Memory | None
 ) -> MemoryPlan:
     """The plan for pictures of these sizes (rows, columns), the content's first.
 
-    `limit` is what the process may take, in bytes; without one, pictures are worked on as a whole. Raises
-    MemoryNeededError when even the smallest tiles would need more.
+    It is the quickest that keeps to what is free, else the one that needs least. Where nothing is known of the memory,
+    pictures are worked on as a whole. Raises MemoryNeededError when there can never be enough.
     """
     parts = segments(deepest((*config.content_layers, *config.style_layers)))
     number = 2 if precision == "bfloat16" else 4
@@ -57,33 +70,35 @@ def plan_memory(
     held = _PROCESS_BYTES + sizes[0][0] * sizes[0][1] * _PICTURE_BYTES * (_PICTURES + _optimizer_pictures(config))
     plans = [MemoryPlan(None, held + round(pixels * number * _LIVE * sum(part.numbers_a_pixel for part in parts)))]
     plans += [MemoryPlan(side, held + _tiled_bytes(parts, pixels=pixels, side=side, number=number)) for side in SIDES]
+    if memory is None:
+        return plans[0]
     for plan in plans:
-        if limit is None or plan.bytes <= limit:
+        if plan.bytes <= memory.free:
             return plan
-    raise MemoryNeededError(
-        f"A picture of {sizes[0][0]} x {sizes[0][1]} pixels needs about {plans[-1].bytes / 1e9:.2f} GB of memory under "
-        f"these settings even in tiles, and {(limit or 0) / 1e9:.2f} GB may be used; ask for fewer rows"
-        f"{_cheaper(config)}, or give it more memory."
-    )
+    least = min(plans, key=lambda plan: plan.bytes)
+    if least.bytes > memory.most:
+        raise MemoryNeededError(
+            f"A picture of {sizes[0][0]} x {sizes[0][1]} pixels needs about {least.bytes / 1e9:.2f} GB of memory under "
+            f"these settings even in tiles, and {memory.most / 1e9:.2f} GB may be used; ask for fewer rows"
+            f"{_cheaper(config)}, or give it more memory."
+        )
+    quickest = next(plan for plan in plans if plan.bytes <= memory.most)
+    return least if least.bytes < _WORTH_TILES * quickest.bytes else quickest
 
 
-def available_memory(root: Path = Path("/")) -> int | None:
-    """The bytes that this process may take beside what it has, by Linux's own account and its control groups' limits.
+def machine_memory(root: Path = Path("/")) -> Memory | None:
+    """What this process may take by Linux's own account and its control groups' limits; None where nobody tells.
 
-    None on systems that do not tell. `root` is where /proc and /sys are.
+    `free` is nine tenths of what is free now, and what the process already has. `root` is where /proc and /sys are.
     """
     meminfo = root / "proc/meminfo"
     if not meminfo.exists():
         return None
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
-    free = [int(found[1]) * 1024] if found else []
-    return min([*free, *_group_free(root)], default=None)
-
-
-def usable_memory(root: Path = Path("/")) -> int | None:
-    """The bytes that this process may take in all: nine tenths of what is free, and what it already has."""
-    free = available_memory(root)
-    return None if free is None else round(_FREE_SHARE * free) + _resident(root)
+    known = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE))
+    groups = list(_groups(root))
+    free = min([int(known["MemAvailable"]) * 1024, *(max(0, limit - used) for limit, used in groups)])
+    most = min([int(known["MemTotal"]) * 1024, *(limit for limit, _ in groups)])
+    return Memory(free=min(most, round(_FREE_SHARE * free) + _resident(root)), most=most)
 
 
 def _resident(root: Path) -> int:
@@ -91,8 +106,8 @@ def _resident(root: Path) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _group_free(root: Path) -> Iterator[int]:
-    """What is left under each limit of the process's control groups, of either version."""
+def _groups(root: Path) -> Iterator[tuple[int, int]]:
+    """Each limit of the process's control groups, of either version, and what is used under it."""
     listed = root / "proc/self/cgroup"
     for line in listed.read_text().splitlines() if listed.exists() else []:
         _, controllers, name = line.split(":", 2)
@@ -107,17 +122,17 @@ def _group_free(root: Path) -> Iterator[int]:
         # In a container the name is the host's, and only the mount itself is there.
         for folder in (group, *group.parents):
             if folder.is_relative_to(mount) and (folder / names[0]).exists():
-                yield from _left(folder, *names)
+                yield from _group(folder, *names)
 
 
-def _left(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> Iterator[int]:
+def _group(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> Iterator[tuple[int, int]]:
     limit = (folder / limit_name).read_text().strip()
     if limit == "max":
         return
     cache = re.search(rf"^{cache_name} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
     # The kernel gives file pages that nobody uses back before it refuses any.
     used = int((folder / usage_name).read_text()) - (int(cache[1]) if cache else 0)
-    yield max(0, int(limit) - used)
+    yield int(limit), used
 
 
 def _tiled_bytes(parts: Sequence[Segment], *, pixels: int, side: int, number: int) -> int:

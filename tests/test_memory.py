@@ -11,7 +11,7 @@ from flows.settings import load_settings
 from nst_engine.config import TransferConfig
 from nst_engine.engine import Engine
 from nst_engine.errors import MemoryNeededError
-from nst_engine.memory import SIDES, MemoryPlan, available_memory, plan_memory, usable_memory
+from nst_engine.memory import SIDES, Memory, MemoryPlan, machine_memory, plan_memory
 from nst_engine.pictures import Pictures
 from nst_engine.samples import content_sample, style_sample
 from nst_engine.transfer import start
@@ -49,39 +49,47 @@ def group(folder: str, limit: str, usage: int, cache: int, *, v1: bool) -> dict[
 
 
 @pytest.mark.parametrize(
-    ("groups", "files", "free"),
+    ("groups", "files", "free", "most"),
     [
-        pytest.param("", {}, 8 << 30, id="no groups"),
-        pytest.param(V2, group("pod/nst/", "max", GB, 0, v1=False), 8 << 30, id="version 2, no limit"),
-        pytest.param(V2, group("pod/nst/", f"{4 * GB}", 3 * GB, GB, v1=False), 2 * GB, id="version 2"),
+        pytest.param("", {}, 8 << 30, 16 << 30, id="no groups"),
+        pytest.param(V2, group("pod/nst/", "max", GB, 0, v1=False), 8 << 30, 16 << 30, id="version 2, no limit"),
+        pytest.param(V2, group("pod/nst/", f"{4 * GB}", 3 * GB, GB, v1=False), 2 * GB, 4 * GB, id="version 2"),
         pytest.param(
             V2,
             group("pod/nst/", f"{6 * GB}", GB, 0, v1=False) | group("pod/", f"{3 * GB}", GB, 0, v1=False),
             2 * GB,
+            3 * GB,
             id="version 2, the group around it",
         ),
-        pytest.param(V2, group("", f"{3 * GB}", 2 * GB, 0, v1=False), GB, id="version 2, seen from a container"),
-        pytest.param(V1, group("memory/pod/nst/", f"{4 * GB}", 3 * GB, GB, v1=True), 2 * GB, id="version 1"),
-        pytest.param(V1, group("memory/", f"{2**63 - 4096}", 3 * GB, GB, v1=True), 8 << 30, id="version 1, no limit"),
-        pytest.param(V2, group("", f"{GB}", 2 * GB, 0, v1=False), 0, id="over its limit"),
+        pytest.param(
+            V2, group("", f"{3 * GB}", 2 * GB, 0, v1=False), GB, 3 * GB, id="version 2, seen from a container"
+        ),
+        pytest.param(V1, group("memory/pod/nst/", f"{4 * GB}", 3 * GB, GB, v1=True), 2 * GB, 4 * GB, id="version 1"),
+        pytest.param(
+            V1, group("memory/", f"{2**63 - 4096}", 3 * GB, GB, v1=True), 8 << 30, 16 << 30, id="version 1, no limit"
+        ),
+        pytest.param(V2, group("", f"{2 * GB}", 3 * GB, 0, v1=False), 0, 2 * GB, id="over its limit"),
     ],
 )
-def test_what_is_free(tmp_path: Path, groups: str, files: dict[str, str], free: int) -> None:
+def test_what_is_free(tmp_path: Path, groups: str, files: dict[str, str], free: int, most: int) -> None:
     root = linux(tmp_path, groups=groups, files=files)
-    assert available_memory(root) == free
-    assert usable_memory(root) == round(0.9 * free) + (1 << 30)
+    assert machine_memory(root) == Memory(free=round(0.9 * free) + (1 << 30), most=most)
 
 
 def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
-    assert (available_memory(tmp_path), usable_memory(tmp_path)) == (None, None)
+    assert machine_memory(tmp_path) is None
 
 
 def config(**settings: Any) -> TransferConfig:
     return TransferConfig().with_overrides({"optimizer": "adam", **settings})
 
 
+def bound(limit: int | None) -> Memory | None:
+    return None if limit is None else Memory(free=limit, most=limit)
+
+
 def plan(rows: int, columns: int, *, limit: int | None, precision: str = "float32", **settings: Any) -> MemoryPlan:
-    return plan_memory(config(**settings), [(rows, columns), (300, 400)], precision=precision, limit=limit)
+    return plan_memory(config(**settings), [(rows, columns), (300, 400)], precision=precision, memory=bound(limit))
 
 
 def test_the_largest_tiles_that_fit_are_taken() -> None:
@@ -98,6 +106,15 @@ def test_the_largest_tiles_that_fit_are_taken() -> None:
         f"A picture of 2160 x 3840 pixels needs about {least} of memory under these settings even in tiles, and "
         f"{least} may be used; ask for fewer rows, or give it more memory."
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "side"), [pytest.param(48, None, id="small"), pytest.param(2160, SIDES[-1], id="large")]
+)
+def test_where_little_is_free_for_now_nothing_is_refused_but_the_least_is_taken(rows: int, side: int | None) -> None:
+    crowded = Memory(free=GB // 2, most=32 * GB)
+    sizes = [(rows, rows)]
+    assert plan_memory(config(), sizes, precision="float32", memory=crowded).side == side
 
 
 @pytest.mark.parametrize(
@@ -121,8 +138,8 @@ def test_what_needs_less(less: dict[str, Any], more: dict[str, Any]) -> None:
 
 def test_a_large_style_counts_too() -> None:
     sizes = [(300, 400), (2160, 3840)]
-    assert plan_memory(config(), sizes, precision="float32", limit=4 * GB).side is not None
-    assert plan_memory(config(), sizes[:1], precision="float32", limit=4 * GB).side is None
+    assert plan_memory(config(), sizes, precision="float32", memory=bound(4 * GB)).side is not None
+    assert plan_memory(config(), sizes[:1], precision="float32", memory=bound(4 * GB)).side is None
 
 
 @pytest.mark.parametrize(
