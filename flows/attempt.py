@@ -15,6 +15,7 @@ from typing import Final, Literal
 from prefect.runtime import deployment
 
 from flows.errors import JobCancelledError, JobInterruptedError, OrchestrationError
+from flows.leases import RENEWALS_A_LEASE
 from flows.runs import Runs, RunState, asking
 from flows.settings import Settings
 from nst_engine.config import TransferConfig
@@ -25,7 +26,6 @@ from storage.workspace import Workspace
 Phase = Literal["preprocess", "optimise", "deprocess", "publish"]
 
 _ASK_SECONDS: Final = 1.0
-_RENEWALS_A_LEASE: Final = 6
 
 burst_stop: ContextVar[threading.Event | None] = ContextVar("burst_stop", default=None)
 """Set while a job runs as part of a burst: the event that tells it to stop and be taken up again later."""
@@ -103,7 +103,7 @@ class Watch:
         if self._stop is not None and self._stop.is_set():
             raise JobInterruptedError(f"Job {job.name} was interrupted by the end of its process.")
         now = time.monotonic()
-        if now - self._renewed >= self._attempt.settings.lease_seconds / _RENEWALS_A_LEASE:
+        if now - self._renewed >= self._attempt.settings.lease_seconds / RENEWALS_A_LEASE:
             self._attempt.renew()
             self._renewed = now
         elif self._attempt.store.state_of(job.id) is JobState.CANCELLING:

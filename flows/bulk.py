@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -21,6 +21,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.attempt import burst_stop, cancelled_in_prefect, night_run
+from flows.leases import keeping
 from flows.reuse import reuse_or_fail
 from flows.settings import Settings, load_settings
 from flows.stylize import stylize
@@ -30,7 +31,6 @@ from storage.jobs import JobStore, utc_now
 from storage.models import JobState
 from storage.workspace import Workspace
 
-_RENEWALS_A_LEASE: Final = 6
 _NAMED: Final = 5
 
 
@@ -115,25 +115,17 @@ def _run_one(store: JobStore, job_id: str, submission: int, settings: Settings) 
 @contextmanager
 def _keeping_leases(store: JobStore, settings: Settings, run_id: str) -> Iterator[None]:
     """Say for the jobs of this run that have not begun that somebody still means to run them."""
-    lease, done = timedelta(seconds=settings.lease_seconds), threading.Event()
-
     logger = get_run_logger()
 
-    def keep() -> None:
-        while not done.wait(settings.lease_seconds / _RENEWALS_A_LEASE):
-            try:
-                store.extend_submission(run_id, lease_until=utc_now() + lease)
-            except DatabaseError as error:
-                logger.warning("%s Waiting jobs of this run may be run by another.", error)
+    def extend(lease_until: datetime) -> None:
+        store.extend_submission(run_id, lease_until=lease_until)
 
-    store.extend_submission(run_id, lease_until=utc_now() + lease)
-    keeper = threading.Thread(target=keep, name="leases", daemon=True)
-    keeper.start()
-    try:
+    def warn(error: DatabaseError) -> None:
+        logger.warning("%s Waiting jobs of this run may be run by another.", error)
+
+    extend(utc_now() + timedelta(seconds=settings.lease_seconds))
+    with keeping(extend, seconds=settings.lease_seconds, warn=warn):
         yield
-    finally:
-        done.set()
-        keeper.join()
 
 
 def _cancel(store: JobStore, job_id: str) -> None:

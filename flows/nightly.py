@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -24,6 +24,7 @@ from flows.attempt import cancelled_in_prefect, night_run
 from flows.bulk import bulk
 from flows.collection import collection_names, misnamed_collections, read_collection
 from flows.errors import CollectionError, OrchestrationError
+from flows.leases import keeping
 from flows.night import carry_out, look, sentence_on
 from flows.night_report import finish_night
 from flows.settings import Settings, load_settings
@@ -37,7 +38,6 @@ from storage.workspace import Workspace
 
 _JOBS_A_BULK: Final = 1000
 """The parameters of a run name its jobs, and Prefect takes no more than 512 KB of them."""
-_RENEWALS_A_LEASE: Final = 6
 _LOOK_SECONDS: Final = 1.0
 _PAUSE: Final = timedelta(seconds=10)
 
@@ -187,23 +187,16 @@ class _Run:
 @contextmanager
 def _keeping_leases(run: _Run) -> Iterator[None]:
     """Say of all nights of the run that its process lives."""
-    logger, done = get_run_logger(), threading.Event()
-    lease = timedelta(seconds=run.settings.lease_seconds)
+    logger = get_run_logger()
 
-    def keep() -> None:
-        while not done.wait(run.settings.lease_seconds / _RENEWALS_A_LEASE):
-            try:
-                run.store.renew(run.id, lease_until=utc_now() + lease)
-            except DatabaseError as error:
-                logger.warning("%s The nights of this run may be gone on with by another.", error)
+    def renew(lease_until: datetime) -> None:
+        run.store.renew(run.id, lease_until=lease_until)
 
-    keeper = threading.Thread(target=keep, name="night leases", daemon=True)
-    keeper.start()
-    try:
+    def warn(error: DatabaseError) -> None:
+        logger.warning("%s The nights of this run may be gone on with by another.", error)
+
+    with keeping(renew, seconds=run.settings.lease_seconds, warn=warn):
         yield
-    finally:
-        done.set()
-        keeper.join()
 
 
 def _verdict(nights: list[Night], skipped: list[str]) -> Any:

@@ -29,7 +29,7 @@ MIN_SIDE = 16
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 _FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,6 +38,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+"""What turns a picture upright, by its EXIF orientation."""
 
 _MEANS = np.array(MEAN_BGR, np.float32)
 
@@ -64,7 +65,7 @@ def decode(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
             _check_header(image, path, max_pixels)
             image.load()
-            upright = _UPRIGHT.get(_orientation(image, path))
+            upright = UPRIGHT.get(_orientation(image, path))
             rgb = _over_white(image, path)
     except (ImageError, MemoryError):
         raise

@@ -12,20 +12,11 @@ from uuid import uuid4
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from nst_engine.errors import ImageError
-from nst_engine.images import decode, require_file
+from nst_engine.images import UPRIGHT, decode, require_file
 
 SIDES: Final = {"thumbnail": 480, "view": 1600}
 MEDIA_TYPE: Final = "image/webp"
 _QUALITY: Final = 82
-_UPRIGHT: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 logger = logging.getLogger("nst")
 
@@ -90,7 +81,7 @@ def _small_jpeg(path: Path, side: int, max_pixels: int) -> Image.Image | None:
             if image.width * image.height > max_pixels:
                 return None
             image.draft(None, (side, side))
-            upright = _UPRIGHT.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
+            upright = UPRIGHT.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
             profile = image.info.get("icc_profile")
             image.load()
             image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
