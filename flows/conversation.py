@@ -175,7 +175,7 @@ class Conversation:
 
     async def _fetch(self, client: Client, piece: _Piece) -> None:
         chunk: Chunk = await _result(client, piece.chunk)
-        self._fetched = chunk.state
+        self._fetched = chunk.state.arrived()
 
     def _fetched_iteration(self) -> int:
         return -1 if self._fetched is None else self._fetched.iteration

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
+from nst_engine.arrays import blockwise, on_disk, placed
 from nst_engine.errors import ImageError
 
 Picture = NDArray[np.uint8]
@@ -110,16 +111,21 @@ def resize(picture: Picture, *, rows: int, columns: int) -> Picture:
     """`picture` at (rows, columns), by Lanczos; the same array when it already has that size."""
     if picture.shape[:2] == (rows, columns):
         return picture
-    return np.array(Image.fromarray(picture).resize((columns, rows), Image.Resampling.LANCZOS))
+    resized = np.array(Image.fromarray(picture).resize((columns, rows), Image.Resampling.LANCZOS))
+    return placed(resized, on_disk=on_disk(picture))
 
 
 def preprocess(picture: Picture) -> Input:
     """The input for VGG19, float32 BGR less the means, of a picture, uint8 RGB, of the same shape."""
-    return picture[..., ::-1].astype(np.float32) - _MEANS
+    return blockwise(lambda part: part[..., ::-1].astype(np.float32) - _MEANS, picture)
 
 
 def deprocess(array: Input) -> Picture:
     """The picture, uint8 RGB, nearest to an input, float32 BGR less the means; clipped to 0..255."""
+    return blockwise(_deprocess, array)
+
+
+def _deprocess(array: Input) -> Picture:
     shifted = array + _MEANS
     np.rint(shifted, out=shifted)
     np.clip(shifted, 0, 255, out=shifted)

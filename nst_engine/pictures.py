@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from nst_engine.arrays import blocks, blockwise, empty_like, placed, release
 from nst_engine.config import TransferConfig
 from nst_engine.errors import ImageError
 from nst_engine.images import MEAN_BGR, MIN_SIDE, display_range, preprocess, resize, target_size
@@ -26,6 +27,13 @@ class Pictures:
         """SHA-256 over all pixels and shapes."""
         return digest_of(self.content, *self.styles)
 
+    def placed(self, *, on_disk: bool) -> Pictures:
+        """The same pictures on disk or in memory, and so all that is made from them; raises DiskSpaceError."""
+        return Pictures(
+            content=placed(self.content, on_disk=on_disk),
+            styles=tuple(placed(style, on_disk=on_disk) for style in self.styles),
+        )
+
 
 def digest_of(*pictures: np.ndarray) -> str:
     """SHA-256 over all pixels and shapes of pictures, in their order."""
@@ -33,6 +41,7 @@ def digest_of(*pictures: np.ndarray) -> str:
     for picture in pictures:
         sha256.update(repr(picture.shape).encode())
         sha256.update(np.ascontiguousarray(picture).data)
+        release(picture)
     return sha256.hexdigest()
 
 
@@ -96,9 +105,15 @@ def enlarge(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Nothing is rounded or clipped.
     """
     rows, columns = size
-    channels = (Image.fromarray(np.ascontiguousarray(picture[..., channel])) for channel in range(3))
-    larger = [channel.resize((columns, rows), Image.Resampling.BICUBIC) for channel in channels]
-    return np.stack([np.asarray(channel) for channel in larger], axis=-1)
+    larger = empty_like(picture, (rows, columns, 3))
+    for channel in range(3):
+        image = Image.fromarray(np.ascontiguousarray(picture[..., channel]))
+        release(picture)
+        resized = np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC))
+        for block in blocks(larger):
+            larger[block, :, channel] = resized[block]
+            release(larger)
+    return larger
 
 
 def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -114,8 +129,11 @@ def initial_picture(config: TransferConfig, pictures: Pictures) -> np.ndarray:
         case "style":
             return preprocess(resize(pictures.styles[0], rows=rows, columns=columns))
         case "grey":
-            return np.broadcast_to(np.float32(127.5) - np.array(MEAN_BGR, np.float32), (rows, columns, 3)).copy()
+            grey = np.float32(127.5) - np.array(MEAN_BGR, np.float32)
+            return blockwise(lambda part: np.broadcast_to(grey, part.shape).copy(), pictures.content)
         case "noise":
             low, high = display_range()
-            noise = np.random.default_rng(config.seed).random((rows, columns, 3), dtype=np.float32)
-            return low + noise * (high - low)
+            random = np.random.default_rng(config.seed)
+            return blockwise(
+                lambda part: low + random.random(part.shape, dtype=np.float32) * (high - low), pictures.content
+            )

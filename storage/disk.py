@@ -4,9 +4,10 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 _BLOCK: Final = 1 << 20
 # What file systems without hard links answer, and Linux for a file of another user.
@@ -25,11 +26,22 @@ def copy_file(source: Path, part: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Let a file appear whole under its name, in place of what is there: at every moment it is the old or the new."""
+    with writing(path) as writer:
+        writer.write(data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into that appears whole as in `write_bytes` once it is left, and not at all after an error."""
     part = part_of(path)
     with part.open("wb") as writer:
-        writer.write(data)
-        writer.flush()
-        os.fsync(writer.fileno())
+        try:
+            yield writer
+            writer.flush()
+            os.fsync(writer.fileno())
+        except BaseException:
+            part.unlink()
+            raise
     part.replace(path)
     sync(path.parent)
 
