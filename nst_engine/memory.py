@@ -1,5 +1,5 @@
 """How much memory a transfer needs and how much there is, and so whether its pictures are worked on as a whole or in
-tiles. Importing this module does not import TensorFlow."""
+tiles, and stay in memory or on disk. Importing this module does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 from nst_engine.config import TransferConfig
 from nst_engine.errors import MemoryNeededError
-from nst_engine.tiling import Segment, balanced_side, segments
+from nst_engine.tiling import WHOLE_FROM, Segment, Tiling
 from nst_engine.vgg19 import deepest
 
 SIDES: Final = (1024, 512, 256, 128)
@@ -28,6 +28,8 @@ _PICTURE_BYTES: Final = 12
 _PICTURES: Final = 8
 """Pictures of 12 bytes a pixel that every transfer holds: the current, the best and the tried one with their gradients,
 and those it was given, which are smaller."""
+_GIVEN_BYTES: Final = 3
+"""A pixel of the pictures that a transfer was given."""
 _FREE_SHARE: Final = 0.9
 _WORTH_TILES: Final = 0.9
 """Of the memory: tiles that save less than this only cost time."""
@@ -46,14 +48,19 @@ class Memory:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a transfer is worked on, in tiles of about `side` pixels or as a whole, and about how many bytes it needs."""
+    """How a transfer is worked on, in tiles or (None) as a whole, and about how many bytes it needs.
 
-    side: int | None
+    `on_disk`: all that is as large as the picture, the optimiser's state, gradients and the maps between segments, is
+    on disk.
+    """
+
+    tiling: Tiling | None
     bytes: int
+    on_disk: bool = False
 
     def __str__(self) -> str:
-        how = "As a whole" if self.side is None else f"In tiles of {self.side} x {self.side} pixels"
-        return f"{how}, about {self.bytes / 1e9:.1f} GB"
+        how = "As a whole" if self.tiling is None else f"In {self.tiling}"
+        return f"{how}, about {self.bytes / 1e9:.1f} GB{', the rest on disk' if self.on_disk else ''}"
 
 
 def plan_memory(
@@ -61,15 +68,11 @@ def plan_memory(
 ) -> MemoryPlan:
     """The plan for pictures of these sizes (rows, columns), the content's first.
 
-    It is the quickest that keeps to what is free, else the one that needs least. Where nothing is known of the memory,
-    pictures are worked on as a whole. Raises MemoryNeededError when there can never be enough.
+    It is the quickest that keeps to what is free, on disk only where none does in memory, else the one that needs
+    least. Where nothing is known of the memory, pictures are worked on as a whole. Raises MemoryNeededError when there
+    can never be enough.
     """
-    parts = segments(deepest((*config.content_layers, *config.style_layers)))
-    number = 2 if precision == "bfloat16" else 4
-    pixels = max(size[0] * size[1] for size in sizes)
-    held = _PROCESS_BYTES + sizes[0][0] * sizes[0][1] * _PICTURE_BYTES * (_PICTURES + _optimizer_pictures(config))
-    plans = [MemoryPlan(None, held + round(pixels * number * _LIVE * sum(part.numbers_a_pixel for part in parts)))]
-    plans += [MemoryPlan(side, held + _tiled_bytes(parts, pixels=pixels, side=side, number=number)) for side in SIDES]
+    plans = _plans(config, sizes, number=2 if precision == "bfloat16" else 4)
     if memory is None:
         return plans[0]
     for plan in plans:
@@ -79,8 +82,8 @@ def plan_memory(
     if least.bytes > memory.most:
         raise MemoryNeededError(
             f"A picture of {sizes[0][0]} x {sizes[0][1]} pixels needs about {least.bytes / 1e9:.2f} GB of memory under "
-            f"these settings even in tiles, and {memory.most / 1e9:.2f} GB may be used; ask for fewer rows"
-            f"{_cheaper(config)}, or give it more memory."
+            f"these settings even in tiles and on disk, and {memory.most / 1e9:.2f} GB may be used; ask for fewer "
+            "rows, or give it more memory."
         )
     quickest = next(plan for plan in plans if plan.bytes <= memory.most)
     return least if least.bytes < _WORTH_TILES * quickest.bytes else quickest
@@ -135,16 +138,46 @@ def _group(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> I
     yield int(limit), used
 
 
-def _tiled_bytes(parts: Sequence[Segment], *, pixels: int, side: int, number: int) -> int:
-    """The maps between the segments and the gradients for them, and the largest tile with its halo."""
-    pooled = [part.layers[-1][0].channels / part.layers[-1][0].stride ** 2 for part in parts if part.pools]
-    largest = max(pooled, default=0.0)
-    between = pixels * (sum(pooled) * number + largest * 4)
-    tile = max(
-        (balanced_side(part, side) + 2 * (part.halo + part.alignment) * part.stride) ** 2 * part.numbers_a_pixel
-        for part in parts
-    )
-    return round(between + min(tile, pixels * max(part.numbers_a_pixel for part in parts)) * number * _LIVE)
+def _plans(config: TransferConfig, sizes: Sequence[tuple[int, ...]], *, number: int) -> list[MemoryPlan]:
+    """All plans, the quickest first, and those on disk behind the others; a number of a map takes `number` bytes."""
+    last = deepest((*config.content_layers, *config.style_layers))
+    rows, columns = sizes[0][:2]
+    areas = [size[0] * size[1] for size in sizes]
+    pixels = max(areas)
+    held = _PROCESS_BYTES + rows * columns * _PICTURE_BYTES * (_PICTURES + _optimizer_pictures(config))
+    left = _PROCESS_BYTES + sum(areas) * _GIVEN_BYTES
+    candidates = [Tiling(side, first) for side in SIDES for first in (*WHOLE_FROM, None)]
+    tilings = [tiling for tiling in candidates if (tiling.whole_from is None) != tiling.segments(last)[-1].whole]
+    tilings.sort(key=lambda tiling: tiling.work(last, rows, columns))
+    whole = sum(part.numbers_a_pixel for part in tilings[0].segments(last))
+    return [
+        MemoryPlan(None, held + round(pixels * number * _LIVE * whole)),
+        *(MemoryPlan(tiling, held + _tiled_bytes(tiling, last, pixels, number, on_disk=False)) for tiling in tilings),
+        *(
+            MemoryPlan(tiling, left + _tiled_bytes(tiling, last, pixels, number, on_disk=True), on_disk=True)
+            for tiling in tilings
+        ),
+    ]
+
+
+def _tiled_bytes(tiling: Tiling, last: str, pixels: int, number: int, *, on_disk: bool) -> int:
+    """The maps between the segments and the gradient for one of them, the largest tile with its halo, and the rest."""
+    parts = tiling.segments(last)
+    inputs = {part: part.channels / part.stride**2 for part in parts[1:]}
+    if on_disk:
+        # What the rest gives as a whole is in memory.
+        between = 4 * sum(size for part, size in inputs.items() if part.whole)
+    else:
+        between = number * sum(inputs.values()) + 4 * max(inputs.values(), default=0.0)
+    tile = max(_tile_pixels(tiling, part, pixels) * part.numbers_a_pixel for part in parts if not part.whole)
+    # The allocator gives back little of what the one worked in before the other begins.
+    rest = sum(pixels * part.numbers_a_pixel for part in parts if part.whole)
+    return round(pixels * between + (tile + rest) * number * _LIVE)
+
+
+def _tile_pixels(tiling: Tiling, part: Segment, pixels: int) -> float:
+    side = tiling.tile_side(part) + 2 * (part.halo + part.alignment) * part.stride
+    return min(side**2, pixels)
 
 
 def _optimizer_pictures(config: TransferConfig) -> int:
@@ -152,7 +185,3 @@ def _optimizer_pictures(config: TransferConfig) -> int:
     if config.optimizer == "lbfgs":
         return 2 * config.history + 7
     return 7 if config.optimizer == "adam" else 2
-
-
-def _cheaper(config: TransferConfig) -> str:
-    return ", a smaller history or another optimizer" if config.optimizer == "lbfgs" else ""

@@ -14,6 +14,7 @@ from nst_engine.errors import MemoryNeededError
 from nst_engine.memory import SIDES, Memory, MemoryPlan, machine_memory, plan_memory
 from nst_engine.pictures import Pictures
 from nst_engine.samples import content_sample, style_sample
+from nst_engine.tiling import WHOLE_FROM, Tiling
 from nst_engine.transfer import start
 
 GB = 10**9
@@ -92,29 +93,74 @@ def plan(rows: int, columns: int, *, limit: int | None, precision: str = "float3
     return plan_memory(config(**settings), [(rows, columns), (300, 400)], precision=precision, memory=bound(limit))
 
 
-def test_the_largest_tiles_that_fit_are_taken() -> None:
-    needs = [plan(2160, 3840, limit=None)]
-    while needs[-1].side != SIDES[-1]:
-        needs.append(plan(2160, 3840, limit=needs[-1].bytes - 1))
-    assert [need.side for need in needs] == [None, *SIDES]
+def plans_down_to_the_least(rows: int, columns: int, **settings: Any) -> list[MemoryPlan]:
+    """Each plan for what is a byte too little for the one before, the first of all for any memory."""
+    found = [plan(rows, columns, limit=None, **settings)]
+    while True:
+        try:
+            found.append(plan(rows, columns, limit=found[-1].bytes - 1, **settings))
+        except MemoryNeededError:
+            return found
+
+
+def test_the_quickest_that_fits_is_taken_and_the_disk_only_at_last() -> None:
+    needs = plans_down_to_the_least(2160, 3840)
+    assert (needs[0].tiling, needs[0].on_disk) == (None, False)
+    assert (needs[-1].tiling, needs[-1].on_disk) == (Tiling(SIDES[-1], None), True)
+    places = [need.on_disk for need in needs]
+    assert places == sorted(places)
+    tilings = {need.tiling for need in needs if need.tiling}
+    assert {tiling.side for tiling in tilings} == set(SIDES)
+    assert {tiling.whole_from for tiling in tilings} == {None, *WHOLE_FROM}
     assert needs == sorted(needs, key=lambda need: need.bytes, reverse=True)
     assert [plan(2160, 3840, limit=need.bytes) for need in needs] == needs
+    for place in (False, True):
+        work = [need.tiling.work("block5_conv1", 2160, 3840) for need in needs if need.tiling and need.on_disk == place]
+        assert work == sorted(work)
     with pytest.raises(MemoryNeededError) as caught:
         plan(2160, 3840, limit=needs[-1].bytes - 1)
     least = f"{needs[-1].bytes / 1e9:.2f} GB"
     assert str(caught.value) == (
-        f"A picture of 2160 x 3840 pixels needs about {least} of memory under these settings even in tiles, and "
-        f"{least} may be used; ask for fewer rows, or give it more memory."
+        f"A picture of 2160 x 3840 pixels needs about {least} of memory under these settings even in tiles and on "
+        f"disk, and {least} may be used; ask for fewer rows, or give it more memory."
     )
 
 
+def test_what_is_as_a_whole_is_part_of_the_network() -> None:
+    shallow = {"content_layers": "block3_conv2", "style_layers": "block1_conv1"}
+    tilings = {need.tiling for need in plans_down_to_the_least(2160, 3840, **shallow)}
+    assert {tiling.whole_from for tiling in tilings if tiling} == {2, 3, None}
+
+
 @pytest.mark.parametrize(
-    ("rows", "side"), [pytest.param(48, None, id="small"), pytest.param(2160, SIDES[-1], id="large")]
+    ("rows", "columns", "optimizer", "gigabytes"),
+    [
+        pytest.param(2160, 3840, "adam", 4, id="4K"),
+        pytest.param(6000, 8000, "adam", 6, id="48 megapixels"),
+        pytest.param(6000, 8000, "lbfgs", 6, id="48 megapixels, L-BFGS"),
+        pytest.param(12000, 16000, "lbfgs", 6, id="192 megapixels, L-BFGS"),
+    ],
 )
-def test_where_little_is_free_for_now_nothing_is_refused_but_the_least_is_taken(rows: int, side: int | None) -> None:
+def test_a_large_picture_fits_into_little(rows: int, columns: int, optimizer: str, gigabytes: int) -> None:
+    assert plan(rows, columns, limit=gigabytes * GB, optimizer=optimizer).bytes <= gigabytes * GB
+
+
+def test_on_disk_the_optimiser_costs_no_memory() -> None:
+    least = [plans_down_to_the_least(1080, 1920, optimizer=name)[-1] for name in ("adam", "lbfgs")]
+    assert least[0] == least[1]
+    assert least[0].on_disk
+
+
+@pytest.mark.parametrize(
+    ("rows", "tiling"),
+    [pytest.param(48, None, id="small"), pytest.param(2160, Tiling(SIDES[-1], None), id="large")],
+)
+def test_where_little_is_free_for_now_nothing_is_refused_but_the_least_is_taken(
+    rows: int, tiling: Tiling | None
+) -> None:
     crowded = Memory(free=GB // 2, most=32 * GB)
     sizes = [(rows, rows)]
-    assert plan_memory(config(), sizes, precision="float32", memory=crowded).side == side
+    assert plan_memory(config(), sizes, precision="float32", memory=crowded).tiling == tiling
 
 
 @pytest.mark.parametrize(
@@ -132,21 +178,28 @@ def test_what_needs_less(less: dict[str, Any], more: dict[str, Any]) -> None:
     tiled = [
         plan(1080, 1920, limit=whole.bytes - 1, **settings) for whole, settings in ((sparing, less), (lavish, more))
     ]
-    assert None not in [found.side for found in tiled]
+    assert None not in [found.tiling for found in tiled]
     assert tiled[0].bytes < tiled[1].bytes
 
 
 def test_a_large_style_counts_too() -> None:
     sizes = [(300, 400), (2160, 3840)]
-    assert plan_memory(config(), sizes, precision="float32", memory=bound(4 * GB)).side is not None
-    assert plan_memory(config(), sizes[:1], precision="float32", memory=bound(4 * GB)).side is None
+    assert plan_memory(config(), sizes, precision="float32", memory=bound(4 * GB)).tiling is not None
+    assert plan_memory(config(), sizes[:1], precision="float32", memory=bound(4 * GB)).tiling is None
 
 
 @pytest.mark.parametrize(
     ("made", "text"),
     [
         pytest.param(MemoryPlan(None, 1_240_000_000), "As a whole, about 1.2 GB", id="whole"),
-        pytest.param(MemoryPlan(512, 2_900_000_000), "In tiles of 512 x 512 pixels, about 2.9 GB", id="tiles"),
+        pytest.param(
+            MemoryPlan(Tiling(512, None), 2_900_000_000), "In tiles of 512 x 512 pixels, about 2.9 GB", id="tiles"
+        ),
+        pytest.param(
+            MemoryPlan(Tiling(512, 4), 2_100_000_000, on_disk=True),
+            "In tiles of 512 x 512 pixels, from block 4 on as a whole, about 2.1 GB, the rest on disk",
+            id="on disk",
+        ),
     ],
 )
 def test_a_plan_in_words(made: MemoryPlan, text: str) -> None:
@@ -173,10 +226,10 @@ def test_an_engine_keeps_to_its_memory() -> None:
     roomy = Engine("cpu", max_memory=100 * GB)
     whole = roomy.memory_plan(quick, pictures, precision="float32")
     tight = Engine("cpu", max_memory=whole.bytes - 1)
-    assert whole.side is None
-    assert tight.memory_plan(quick, pictures, precision="float32").side == 128
+    assert whole.tiling is None
+    assert tight.memory_plan(quick, pictures, precision="float32").tiling == Tiling(128, 2)
     states = [start(engine, quick, pictures)[0] for engine in (roomy, tight)]
-    first, second = (state.evaluation.gradient.astype(np.float64) for state in states)
+    first, second = (state.gradient.astype(np.float64) for state in states)
     # Equal to the last bit, they would both come from the same computation.
     assert 0 < np.linalg.norm(first - second) < 1e-5 * np.linalg.norm(first)
     with pytest.raises(MemoryNeededError, match=r"^A picture of 200 x 280 pixels needs about 1\.0\d GB"):
