@@ -18,10 +18,11 @@ def test_the_preset_gives_the_losses_that_the_example_prints(
     engine: Engine, weights_choice: str, content: NDArray[np.uint8], style: NDArray[np.uint8]
 ) -> None:
     config = find_preset("keras-2016").config.with_overrides(
-        {"rows": 64, "iterations": ITERATIONS, "weights": weights_choice}
+        # With fewer rows the example's learning rate is too high: it swings, and any difference in rounding grows.
+        {"rows": 128, "iterations": ITERATIONS, "weights": weights_choice}
     )
     pictures = fit_pictures(config, content, [style])
-    assert [picture.shape for picture in (pictures.content, *pictures.styles)] == [(64, 85, 3)] * 2
+    assert [picture.shape for picture in (pictures.content, *pictures.styles)] == [(128, 170, 3)] * 2
 
     state, first = start(engine, config, pictures)
     state, points = advance(engine, state, Budget())
