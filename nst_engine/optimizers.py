@@ -1,7 +1,8 @@
 """The optimisers: SGD with exponential decay, Adam, and L-BFGS with a line search. Each has an explicit state
 and takes one step from one evaluated picture to the next, so that a saved state goes on as if it had never
-been stopped. Pictures and gradients are float32 (rows, columns, 3) NumPy arrays; sums are taken in float64 in
-a fixed order, whatever the number of threads."""
+been stopped. Pictures and gradients are float32 (rows, columns, 3) NumPy arrays, in memory or on disk (see
+`arrays`), and what a step makes of them is where they are; none is changed. Sums are taken in float64 in a fixed
+order, whatever the number of threads."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from typing import Final
 
 import numpy as np
 
+from nst_engine.arrays import blockwise, blockwise_sum, placed, zeros_like
 from nst_engine.config import TransferConfig
 from nst_engine.evaluation import Evaluation
 from nst_engine.images import display_range
+from nst_engine.smoothing import smooth
 
 Evaluate = Callable[[np.ndarray], Evaluation]
 
@@ -68,9 +71,23 @@ def initial_state(config: TransferConfig, picture: np.ndarray) -> OptimizerState
         case "sgd":
             return SgdState()
         case "adam":
-            return AdamState(np.zeros_like(picture), np.zeros_like(picture))
+            return AdamState(zeros_like(picture), zeros_like(picture))
         case "lbfgs":
             return LbfgsState()
+
+
+def placed_state(state: OptimizerState, *, on_disk: bool) -> OptimizerState:
+    """The same state with its arrays on disk or in memory; raises DiskSpaceError."""
+    match state:
+        case SgdState():
+            return state
+        case AdamState(first, second, steps):
+            return AdamState(placed(first, on_disk=on_disk), placed(second, on_disk=on_disk), steps)
+        case LbfgsState(steps, differences):
+            return LbfgsState(
+                tuple(placed(step, on_disk=on_disk) for step in steps),
+                tuple(placed(difference, on_disk=on_disk) for difference in differences),
+            )
 
 
 def take_step(
@@ -87,31 +104,34 @@ def take_step(
         return _lbfgs_step(config, state, picture, evaluation, evaluate)
     rate = config.learning_rate * config.decay_rate ** ((iteration - 1) / config.decay_steps)
     if isinstance(state, AdamState):
-        change, state = _adam_change(config, state, evaluation.gradient, rate=rate)
+        moved, state = _adam_move(config, state, picture, evaluation.gradient, rate=rate)
     else:
-        change = np.float32(rate) * evaluation.gradient
-    moved = picture - change
+        moved = _plus(picture, -rate, evaluation.gradient)
     if config.clip:
-        moved = np.clip(moved, *display_range())
+        moved = blockwise(lambda part: np.clip(part, *display_range()), moved, out=moved)
     return Step(moved, evaluate(moved), state, rate)
 
 
-def _adam_change(
-    config: TransferConfig, state: AdamState, gradient: np.ndarray, *, rate: float
+def _adam_move(
+    config: TransferConfig, state: AdamState, picture: np.ndarray, gradient: np.ndarray, *, rate: float
 ) -> tuple[np.ndarray, AdamState]:
     """Kingma and Ba, arXiv:1412.6980, in the form at the end of its section 2, which Keras uses too."""
-    beta_1, beta_2 = np.float32(config.beta_1), np.float32(config.beta_2)
-    first = state.first + (gradient - state.first) * (1 - beta_1)
-    second = state.second + (np.square(gradient) - state.second) * (1 - beta_2)
+    beta_1, beta_2, epsilon = np.float32(config.beta_1), np.float32(config.beta_2), np.float32(config.epsilon)
+    first = blockwise(lambda m, g: m + (g - m) * (1 - beta_1), state.first, gradient)
+    second = blockwise(lambda v, g: v + (np.square(g) - v) * (1 - beta_2), state.second, gradient)
     steps = state.steps + 1
-    corrected = rate * np.sqrt(1 - config.beta_2**steps) / (1 - config.beta_1**steps)
-    change = np.float32(corrected) * first / (np.sqrt(second) + np.float32(config.epsilon))
-    return change, AdamState(first, second, steps)
+    corrected = np.float32(rate * np.sqrt(1 - config.beta_2**steps) / (1 - config.beta_1**steps))
+    moved = blockwise(lambda x, m, v: x - corrected * m / (np.sqrt(v) + epsilon), picture, first, second)
+    return moved, AdamState(first, second, steps)
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
-    # Not np.dot: BLAS splits the sum by the number of threads.
-    return float(np.multiply(a, b, dtype=np.float64).sum())
+    return blockwise_sum(lambda x, y: np.multiply(x, y, dtype=np.float64), a, b)
+
+
+def _plus(a: np.ndarray, factor: float, b: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """a + factor * b, in float32."""
+    return blockwise(lambda x, y: x + np.float32(factor) * y, a, b, out=out)
 
 
 def _lbfgs_step(
@@ -119,45 +139,55 @@ def _lbfgs_step(
 ) -> Step:
     """Nocedal and Wright, Numerical Optimization, algorithm 7.5."""
     gradient = evaluation.gradient.ravel()
-    direction = _lbfgs_direction(state, gradient)
+    direction = _lbfgs_direction(config, state, evaluation.gradient)
     slope = _dot(gradient, direction)
     if state.steps and slope >= 0:
         state = LbfgsState()
-        direction, slope = -gradient, -_dot(gradient, gradient)
+        direction = _lbfgs_direction(config, state, evaluation.gradient)
+        slope = _dot(gradient, direction)
     if slope == 0:
         return Step(picture, evaluation, state, 0.0, converged=True)
     # The first step has no curvature to go by: it moves the pixels by one grey level on average.
-    first_length = 1.0 if state.steps else float(np.sqrt(gradient.size / -slope))
+    first_length = 1.0 if state.steps else float(np.sqrt(gradient.size / _dot(direction, direction)))
     found = _line_search(picture, evaluation, direction, slope, first_length, evaluate)
     if found is None:
         if not state.steps:
             return Step(picture, evaluation, state, 0.0, converged=True)
         return _lbfgs_step(config, LbfgsState(), picture, evaluation, evaluate)
     length, moved, next_evaluation = found
-    step = (moved - picture).ravel()
-    difference = next_evaluation.gradient.ravel() - gradient
+    step = blockwise(np.subtract, moved, picture).ravel()
+    difference = blockwise(np.subtract, next_evaluation.gradient.ravel(), gradient)
     # A pair of no curvature would make the direction uphill.
     if _dot(step, difference) > 1e-10 * _dot(difference, difference):
         state = LbfgsState((*state.steps, step)[-config.history :], (*state.differences, difference)[-config.history :])
     return Step(moved, next_evaluation, state, length)
 
 
-def _lbfgs_direction(state: LbfgsState, gradient: np.ndarray) -> np.ndarray:
-    """The two-loop recursion, Nocedal and Wright, algorithm 7.4: minus the inverse Hessian times g."""
-    direction = -gradient
-    if not state.steps:
-        return direction
+def _lbfgs_direction(config: TransferConfig, state: LbfgsState, gradient: np.ndarray) -> np.ndarray:
+    """The two-loop recursion, Nocedal and Wright, algorithm 7.4: minus the inverse Hessian times g, flat.
+
+    Where they begin with a multiple of the identity (7.20), this does with the same multiple of `smoothing.smooth`.
+    """
+
+    def smoothed(flat: np.ndarray) -> np.ndarray:
+        # Noise is fine structure that has to go first: smoother steps would leave it longer.
+        return smooth(flat.reshape(gradient.shape), power=0.5 if config.init == "noise" else 1.0).ravel()
+
+    direction = blockwise(np.negative, gradient.ravel())
     pairs = list(zip(state.steps, state.differences, strict=True))
     products = [_dot(step, difference) for step, difference in pairs]
     shares = []
     for (step, difference), product in zip(reversed(pairs), reversed(products), strict=True):
         share = _dot(step, direction) / product
         shares.append(share)
-        direction = direction - np.float32(share) * difference
-    last = pairs[-1][1]
-    direction = direction * np.float32(products[-1] / _dot(last, last))
+        direction = _plus(direction, -share, difference, out=direction)
+    direction = smoothed(direction)
+    if pairs:
+        last = pairs[-1][1]
+        scale = np.float32(products[-1] / _dot(last, smoothed(last)))
+        direction = blockwise(lambda part: part * scale, direction, out=direction)
     for (step, difference), product, share in zip(pairs, products, reversed(shares), strict=True):
-        direction = direction + np.float32(share - _dot(difference, direction) / product) * step
+        direction = _plus(direction, share - _dot(difference, direction) / product, step, out=direction)
     return direction
 
 
@@ -181,7 +211,7 @@ def _line_search(
     best: tuple[float, np.ndarray, Evaluation] | None = None
     path = direction.reshape(picture.shape)
     for _ in range(_LINE_SEARCH_EVALUATIONS):
-        moved = picture + np.float32(length) * path
+        moved = _plus(picture, length, path)
         tried = evaluate(moved)
         total = tried.losses.total
         tried_slope = _dot(tried.gradient.ravel(), direction)
