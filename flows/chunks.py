@@ -4,6 +4,8 @@ is needed for the next one, so a job can go on in any process that has an engine
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image
 
 from nst_engine.config import TransferConfig
+from nst_engine.errors import OutOfMemoryError
 from nst_engine.images import deprocess
 from nst_engine.memory import MemoryPlan
 from nst_engine.pictures import Pictures
@@ -94,8 +97,22 @@ class Chunk:
     stretch: Stretch
 
 
+@contextmanager
+def _memory_errors_told() -> Iterator[None]:
+    """What the engine does not catch itself: it goes on in tiles, but of nothing else is there a smaller way."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"The memory ran out between two evaluations ({error}); ask for fewer rows, or let other programs leave "
+            "more memory."
+        ) from error
+
+
+@_memory_errors_told()
 def begin(engine: Engine, config: TransferConfig, pictures: Pictures, *, snapshot_every: int | None) -> Chunk:
-    """The chunk before the first iteration, with the loss of the initial picture; raises as `transfer.start`.
+    """The chunk before the first iteration, with the loss of the initial picture; raises as `transfer.start`,
+    and OutOfMemoryError for a MemoryError.
 
     MemoryNeededError comes before any work, also where a coarser scale would fit.
     """
@@ -109,8 +126,12 @@ def resume(engine: Engine, state: TransferState) -> Chunk:
     return _chunk(engine, state, [], [])
 
 
+@_memory_errors_told()
 def advance(engine: Engine, chunk: Chunk, *, seconds: float, snapshot_every: int | None) -> Chunk:
-    """The chunk after `chunk`, of about so many seconds and at least one iteration; raises as `transfer.advance`."""
+    """The chunk after `chunk`, of about so many seconds and at least one iteration.
+
+    Raises as `transfer.advance`, and OutOfMemoryError for a MemoryError.
+    """
     ends = monotonic() + seconds
     state, points, snapshots = chunk.state, list[LossPoint](), list[Snapshot]()
     while True:

@@ -58,7 +58,7 @@ def run(
     iterations: Annotated[int | None, typer.Option(help="Steps of the optimiser.")] = None,
     weights: Annotated[str | None, typer.Option(help="imagenet, random or the path of a file.")] = None,
     device: Device = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, tf32 or bfloat16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the noise, with init=noise.")] = None,
     snapshot_every: Annotated[
         int | None, typer.Option(metavar="N", help="Keep the picture after every N iterations, and a timelapse.")

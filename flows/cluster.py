@@ -62,10 +62,10 @@ async def run_scheduler(*, host: str, port: int) -> None:
         await scheduler.close()
 
 
-async def run_worker(address: str, *, device: str, max_memory: int | None, local_directory: str | None) -> None:
+async def run_worker(address: str, *, engine: gpu.EnginePlugin, local_directory: str | None) -> None:
     """Run a GPU worker for the scheduler at `address`, whenever there is one, until the task is cancelled.
 
-    Raises FlowError when the worker's process cannot start; it has said itself why.
+    `engine` gives it its engine. Raises FlowError when the worker's process cannot start; it has said itself why.
     """
     while True:
         await _reachable(address)
@@ -75,7 +75,7 @@ async def run_worker(address: str, *, device: str, max_memory: int | None, local
             host=get_ip(get_address_host(address)),  # type: ignore[no-untyped-call]
             nthreads=_ONE_FOR_THE_CHUNK_AND_ONE_FOR_REPORTS,
             resources={gpu.GPU: 1},
-            plugins=(gpu.EnginePlugin(device, max_memory=max_memory),),
+            plugins=(engine,),
             memory_limit=0,
             local_directory=local_directory,
             dashboard=False,
@@ -120,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--scheduler", required=True, help="the scheduler's address, such as tcp://gpu1:8786")
     worker.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     worker.add_argument("--max-memory", type=int, help="bytes that it may take; what is free by default")
+    worker.add_argument("--xla", action="store_true", help="compile with XLA")
+    worker.add_argument("--not-deterministic", action="store_true", help="do without the same bits on a GPU")
     worker.add_argument("--local-directory", help="where Dask keeps its lock files; a temporary folder by default")
     return parser
 
@@ -135,12 +137,13 @@ def main() -> int:
     if options.role == "scheduler":
         work = run_scheduler(host=options.host, port=options.port)
     else:
-        work = run_worker(
-            options.scheduler,
-            device=options.device,
+        engine = gpu.EnginePlugin(
+            options.device,
             max_memory=options.max_memory,
-            local_directory=options.local_directory,
+            xla=options.xla,
+            deterministic=not options.not_deterministic,
         )
+        work = run_worker(options.scheduler, engine=engine, local_directory=options.local_directory)
     try:
         with dask.config.set(_CONFIG):
             asyncio.run(_until_signal(work))

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flows.network import weights_document
 from flows.prefect_server import api_url
@@ -18,6 +18,9 @@ from nst_engine.startup import load_tensorflow
 from storage.database import open_database
 from storage.errors import StorageError
 from storage.workspace import Workspace, check_writable
+
+if TYPE_CHECKING:
+    from nst_engine.hardware import Device
 
 _LEAST_FREE_BYTES: Final = 2_000_000_000
 
@@ -46,6 +49,7 @@ def examine(settings: Settings) -> list[Finding]:
         _versions,
         _device,
         _precision,
+        _gpu,
         _weights,
         _home,
         _database,
@@ -61,9 +65,15 @@ def _versions(_: Settings) -> Finding:
 
 def _device(settings: Settings) -> Finding:
     load_tensorflow()
+    from nst_engine.gpu_memory import memory_of
     from nst_engine.hardware import choose_device, devices
 
-    listed = ", ".join(f"{device.name} ({device.description})" for device in devices())
+    def listing(device: Device) -> str:
+        memory = memory_of(device)
+        free = f", {memory.free / 1e9:.1f} of {memory.most / 1e9:.1f} GB free" if memory else ""
+        return f"{device.name} ({device.description}{free})"
+
+    listed = ", ".join(map(listing, devices()))
     try:
         chosen = choose_device(settings.device)
     except EngineError as error:
@@ -76,15 +86,18 @@ def _device(settings: Settings) -> Finding:
 
 def _precision(settings: Settings) -> Finding:
     load_tensorflow()
-    from nst_engine.hardware import choose_device, choose_precision, cpu_bfloat16_speedup
+    from nst_engine.hardware import choose_precision, cpu_bfloat16_speedup, devices
 
-    try:
-        device = choose_device(settings.device)
-    except EngineError:
-        return Finding("precision", "unknown without a device", "mend the device first")
-    chosen = choose_precision("auto", device)
-    trial = f" (bfloat16 products run {cpu_bfloat16_speedup():.2g} times as fast)" if device.name == "cpu" else ""
-    return Finding("precision", f"'auto' means {chosen}{trial}")
+    meanings = ", ".join(f"{choose_precision('auto', device)} on {device.name}" for device in devices())
+    return Finding(
+        "precision",
+        f"'auto' means {meanings} (there bfloat16 products run {cpu_bfloat16_speedup():.2g} times as fast)",
+    )
+
+
+def _gpu(settings: Settings) -> Finding:
+    same = "the same" if settings.deterministic else "not always the same"
+    return Finding("gpu", f"{'with' if settings.xla else 'without'} XLA; {same} float32 picture bit for bit")
 
 
 def _weights(_: Settings) -> Finding:

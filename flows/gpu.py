@@ -56,14 +56,16 @@ _turns: Final = list[_Turns]()
 class EnginePlugin(WorkerPlugin):
     """Gives a Dask worker its engine on `device` ("auto", "cpu", "gpu", "gpu:N") before it takes any work.
 
-    The engine takes at most `max_memory` bytes; None: what is free.
+    The engine takes at most `max_memory` bytes; None: what is free. `xla` and `deterministic`: see Engine.
     """
 
     name = "nst-engine"
 
-    def __init__(self, device: str, *, max_memory: int | None) -> None:
+    def __init__(self, device: str, *, max_memory: int | None, xla: bool, deterministic: bool) -> None:
         self.device = device
         self.max_memory = max_memory
+        self.xla = xla
+        self.deterministic = deterministic
 
     def setup(self, worker: Worker) -> None:
         """Load TensorFlow and the device; where there is none such, say so and let the worker fail to start."""
@@ -71,12 +73,13 @@ class EnginePlugin(WorkerPlugin):
         from nst_engine.engine import Engine
 
         try:
-            _turns[:] = [_Turns(Engine(self.device, max_memory=self.max_memory))]
+            engine = Engine(self.device, max_memory=self.max_memory, xla=self.xla, deterministic=self.deterministic)
         except EngineError as error:
             # Dask would wrap it, lose its cause on the way to the nanny, and print three tracebacks.
             logging.getLogger("distributed").setLevel(logging.CRITICAL)
             sys.stderr.write(f"{error}\n")
             raise
+        _turns[:] = [_Turns(engine)]
 
 
 # Dask's submit() takes `priority=` for itself, so it is given by position here.

@@ -105,6 +105,10 @@ def gpu_workers(settings: Settings, scheduler: str) -> list[Part]:
     command = [sys.executable, "-m", "flows.cluster", "worker", "--scheduler", scheduler]
     if settings.max_memory is not None:
         command += ["--max-memory", str(settings.max_memory)]
+    if settings.xla:
+        command.append("--xla")
+    if not settings.deterministic:
+        command.append("--not-deterministic")
     gpus = _gpus() if settings.device == "auto" else []
     if not gpus:
         return [Part("gpu-worker", [*command, "--device", settings.device])]

@@ -52,6 +52,14 @@ class Settings(BaseSettings):
     max_memory_gigabytes: PositiveFloat | None = Field(
         None, description="what computes may take so much; what needs more is worked on in tiles"
     )
+    xla: bool = Field(
+        False,
+        description="compile with XLA, one program a picture size; measure it on your GPU with "
+        "`python -m benchmarks.iteration --xla`",
+    )
+    deterministic: bool = Field(
+        True, description="on a GPU, the same float32 picture bit for bit; false is quicker where nobody needs that"
+    )
     preset: str = Field("default", description="of a drop that names none")
     settle_seconds: PositiveFloat = Field(2.0, description="a dropped file is ready when it stood still so long")
     patience_seconds: PositiveFloat = Field(

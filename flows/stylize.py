@@ -23,7 +23,7 @@ from flows.errors import ClusterLostError, JobCancelledError, JobInterruptedErro
 from flows.report import RECORD
 from flows.settings import load_settings
 from flows.tasks import complete, deprocess, optimise, preprocess, publish
-from nst_engine.errors import NotFiniteError
+from nst_engine.errors import DiskSpaceError, NotFiniteError, OutOfMemoryError
 from storage.database import open_database
 from storage.errors import DatabaseError, WorkspaceError
 from storage.jobs import JobStore, utc_now
@@ -39,7 +39,10 @@ _WORTH_ANOTHER_TRY: Final = (
     WorkerLostError,
     DatabaseError,
     WorkspaceError,
+    # Others may have taken the memory. MemoryNeededError says that there can never be enough.
+    OutOfMemoryError,
     MemoryError,
+    DiskSpaceError,
     OSError,
     # Prefect is away.
     httpx.HTTPError,

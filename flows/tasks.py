@@ -35,16 +35,19 @@ if TYPE_CHECKING:
 WRITE_SECONDS: Final = 5.0
 LOG_SECONDS: Final = 30.0
 CLUSTER_PATIENCE_SECONDS: Final = 120.0
+CHECKPOINT_PAUSE: Final = 20
+"""The next checkpoint waits this many times as long as the last one took, if that is longer than it would wait anyway:
+of a very large picture one takes several seconds."""
 BEST: Final = "best.png"
 
 
 @functools.cache
-def warm_engine(device: str, max_memory: int | None) -> Engine:
-    """This process's engine on that device in that memory, with whatever earlier jobs have warmed up."""
+def warm_engine(device: str, *, max_memory: int | None, xla: bool, deterministic: bool) -> Engine:
+    """This process's engine under these settings, with whatever earlier jobs have warmed up."""
     load_tensorflow()
     from nst_engine.engine import Engine
 
-    return Engine(device, max_memory=max_memory)
+    return Engine(device, max_memory=max_memory, xla=xla, deterministic=deterministic)
 
 
 @task(task_run_name="preprocess", cache_policy=NO_CACHE)
@@ -92,7 +95,7 @@ def optimise(attempt: Attempt, pictures: Pictures) -> TransferState:
         "%d iterations in %.1f s, loss %.6g%s",
         state.iteration,
         state.seconds,
-        state.evaluation.losses.total,
+        state.losses.total,
         "; no further step lowers it" if last.converged else "",
     )
     return state
@@ -102,6 +105,7 @@ def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: P
     """Take in one stretch after another until the last, which is returned."""
     logger = get_run_logger()
     began = written = logged = saved = time.monotonic()
+    checkpoint_pause = attempt.settings.checkpoint_seconds
     last: Stretch | None = None
     first_iteration = 0
     waiting = list[NewLossPoint]()
@@ -131,7 +135,7 @@ def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: P
                 if now - logged >= LOG_SECONDS:
                     logger.info("%s, loss %.6g", here.position.capitalize(), loss)
                     logged = now
-            due = now - saved >= attempt.settings.checkpoint_seconds and not stretch.finished
+            due = now - saved >= checkpoint_pause and not stretch.finished
             # Who goes on from a checkpoint does not compute what was before it again: its losses go first.
             if waiting and (due or now - written >= WRITE_SECONDS):
                 _write_losses(attempt, waiting)
@@ -140,7 +144,8 @@ def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: P
                 state = optimisation.state()
                 checkpoint.save(attempt.checkpoint, state)
                 snapshots.write_preview(attempt.folder, state)
-                saved = now
+                saved = time.monotonic()
+                checkpoint_pause = max(attempt.settings.checkpoint_seconds, CHECKPOINT_PAUSE * (saved - now))
             last = stretch
     finally:
         _write_losses(attempt, waiting)
@@ -206,7 +211,13 @@ def _optimisation(
         snapshot_every=attempt.job.snapshot_every,
     )
     if settings.scheduler is None:
-        return LocalOptimisation(warm_engine(settings.device, settings.max_memory), work)
+        engine = warm_engine(
+            settings.device,
+            max_memory=settings.max_memory,
+            xla=settings.xla,
+            deterministic=settings.deterministic,
+        )
+        return LocalOptimisation(engine, work)
     return RemoteOptimisation(
         settings.scheduler,
         work,

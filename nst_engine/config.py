@@ -26,7 +26,7 @@ from nst_engine.vgg19 import CONVOLUTION_NAMES, Pooling
 
 Normalization = Literal["gatys", "keras", "mean"]
 TotalVariationForm = Literal["keras", "l1", "l2"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 Init = Literal["content", "style", "grey", "noise"]
 
 MAX_SIDE = 20_000
@@ -131,7 +131,9 @@ class TransferConfig(BaseModel):
     keep: Literal["last", "best"] = Field("last", description="the result: the last picture or that of least loss")
     pooling: Pooling = Field("max", description="max or average")
     precision: Precision = Field(
-        "auto", description="of the feature maps: float32, bfloat16, or auto: bfloat16 where it is faster"
+        "auto",
+        description="of the feature maps: float32, tf32 (float32 whose products and convolutions a GPU of compute "
+        "capability 8 or more may round to TensorFloat-32), bfloat16, or auto: bfloat16 where it is faster",
     )
     weights: Annotated[str, Field(min_length=1)] = Field(
         "imagenet", description="imagenet, random (seeded, for machines with none) or the path of a file"

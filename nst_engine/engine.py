@@ -4,49 +4,69 @@ a fresh one gives the same picture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 import tensorflow as tf
 
 from nst_engine import weights
+from nst_engine.acceleration import Acceleration, choose_acceleration
 from nst_engine.config import RANDOM_WEIGHTS, TransferConfig
+from nst_engine.errors import OutOfMemoryError
 from nst_engine.evaluation import Evaluation
+from nst_engine.gpu_memory import memory_of
 from nst_engine.hardware import Device, choose_device, choose_precision
 from nst_engine.images import preprocess
-from nst_engine.memory import Memory, MemoryPlan, machine_memory, plan_memory
+from nst_engine.memory import Memory, MemoryPlan, plan_memory
 from nst_engine.objective import ContentForm, Form, Objective, StyleForm, StyleTargets, Targets, TracedObjective
+from nst_engine.out_of_memory import Evaluate, FallingBack
 from nst_engine.pictures import Pictures, digest_of
 from nst_engine.recent import Recent
 from nst_engine.tiled_objective import TiledObjective
+from nst_engine.tiling import Tiling
+from nst_engine.vgg19 import Network
 
-_FORMS_KEPT: Final = 4
+# Forms of one precision share their weights, so one more costs little; and of a trace that is made again TensorFlow
+# keeps some 5 MB of the one before.
+_FORMS_KEPT: Final = 16
 _WEIGHTS_KEPT: Final = 2
 _CONTENTS_KEPT: Final = 4
 # A collection's styles: those of the five usual layers take 2.4 MB each, those of all sixteen 9.6 MB.
 _STYLES_KEPT: Final = 32
 _STYLE_BYTES_KEPT: Final = 128_000_000
+_CLEARLY_LESS: Final = 0.9
+"""What is tried next when the memory has run out needs at most this share of what was tried."""
 
 
 class Engine:
     """Computes losses and gradients on one device ("auto", "cpu", "gpu", "gpu:N"), in at most `max_memory` bytes.
 
-    Without a limit, what is free now bounds a CPU; of a GPU, TensorFlow does not say. Pictures that need more are
-    worked on in tiles, which differs from the whole only in the last digits. Raises DeviceError when there is no
-    such device.
+    Without a limit, what is free now is the limit, of the machine or of the GPU. Pictures that need more are worked
+    on in tiles, which differs from the whole only in the last digits. `xla` and `deterministic` are for those who
+    compute on a GPU, see `acceleration`. Raises DeviceError when there is no such device.
     """
 
-    def __init__(self, device: str = "auto", *, max_memory: int | None = None) -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        *,
+        max_memory: int | None = None,
+        xla: bool = False,
+        deterministic: bool = True,
+    ) -> None:
         self.device: Device = choose_device(device)
-        # Once, so that a picture is worked on in the same way for as long as this engine lives.
-        self._memory = None if max_memory is None else Memory(free=max_memory, most=max_memory)
-        if max_memory is None and self.device.name == "cpu":
-            self._memory = machine_memory()
+        self._xla = xla
+        self._deterministic = deterministic
+        # Once, so that a picture is worked on in the same way for as long as this engine lives and has enough.
+        self._memory = memory_of(self.device) if max_memory is None else Memory(free=max_memory, most=max_memory)
         self._weights: Recent[tuple[object, ...], weights.Weights] = Recent(_WEIGHTS_KEPT)
-        self._objectives: Recent[tuple[Form, str, int | None], Objective[Any]] = Recent(_FORMS_KEPT)
-        self._contents: Recent[tuple[ContentForm, str, str, int | None], Any] = Recent(_CONTENTS_KEPT)
-        self._styles: Recent[tuple[StyleForm, str, str, int | None], StyleTargets] = Recent(
+        # Each for as long as an objective uses it: forms of one precision share the weights.
+        self._networks = WeakValueDictionary[tuple[str, str], Network]()
+        self._objectives: Recent[tuple[Form, str, Tiling | None, Acceleration], Objective[Any]] = Recent(_FORMS_KEPT)
+        self._contents: Recent[tuple[ContentForm, str, str, Tiling | None, Acceleration], Any] = Recent(_CONTENTS_KEPT)
+        self._styles: Recent[tuple[StyleForm, str, str, Tiling | None, Acceleration], StyleTargets] = Recent(
             _STYLES_KEPT, limit=_STYLE_BYTES_KEPT, size=lambda style: style.bytes
         )
 
@@ -66,41 +86,81 @@ class Engine:
         sizes = [picture.shape[:2] for picture in (pictures.content, *pictures.styles)]
         return plan_memory(config, sizes, precision=precision, memory=self._memory)
 
-    def evaluator(
-        self, config: TransferConfig, pictures: Pictures, *, precision: str
-    ) -> Callable[[np.ndarray], Evaluation]:
+    def evaluator(self, config: TransferConfig, pictures: Pictures, *, precision: str) -> Evaluate:
         """The loss of this transfer as a function of a preprocessed picture, its targets computed.
 
-        Raises MemoryNeededError when it needs more memory than there is, in tiles too.
+        When the memory runs out, here or in a call, it goes on in tiles that need less, and this engine keeps to less
+        for as long as it lives. Raises OutOfMemoryError when nothing needs clearly less, and MemoryNeededError when
+        it needs more memory than there is, in tiles too.
         """
-        side = self.memory_plan(config, pictures, precision=precision).side
+
+        def plan() -> MemoryPlan:
+            return self.memory_plan(config, pictures, precision=precision)
+
+        def next_plan(failed: MemoryPlan) -> MemoryPlan:
+            self._keep_to(round(_CLEARLY_LESS * failed.bytes))
+            less = plan()
+            if less.bytes > _CLEARLY_LESS * failed.bytes:
+                rows, columns = pictures.content.shape[:2]
+                raise OutOfMemoryError(
+                    f"The memory ran out on {rows} x {columns} pixels ({failed}), and nothing needs clearly less; ask "
+                    "for fewer rows, or let other programs leave more memory."
+                )
+            return less
+
+        return FallingBack(
+            plan(),
+            size=pictures.content.shape[:2],
+            prepare=lambda chosen: self._prepared(config, pictures, chosen, precision=precision),
+            next_plan=next_plan,
+        )
+
+    def _keep_to(self, free: int) -> None:
+        """Take at most `free` bytes from now on where that can be, and forget the contents, which are large."""
+        known = self._memory or Memory(free=sys.maxsize, most=sys.maxsize)
+        self._memory = Memory(free=min(free, known.free), most=known.most)
+        self._contents.clear()
+
+    def _prepared(self, config: TransferConfig, pictures: Pictures, plan: MemoryPlan, *, precision: str) -> Evaluate:
+        tiling = plan.tiling
         loaded = self.weights(config.weights)
-        form = Form.of(config, styles=len(pictures.styles), dtype=precision)
+        form = Form.of(config, styles=len(pictures.styles), dtype="float32" if precision == "tf32" else precision)
+        acceleration = choose_acceleration(
+            self.device, precision=precision, xla=self._xla, deterministic=self._deterministic
+        )
+        acceleration.switch_on()
+
+        def network() -> Network:
+            found = self._networks.get((loaded.sha256, form.dtype))
+            if found is None:
+                found = Network(loaded.kernels, dtype=form.dtype, on_cpu=acceleration.on_cpu)
+                self._networks[loaded.sha256, form.dtype] = found
+            return found
 
         def trace() -> Objective[Any]:
-            on_cpu = self.device.name == "cpu"
-            if side is None:
-                return TracedObjective(form, loaded.kernels, on_cpu=on_cpu)
-            return TiledObjective(form, loaded.kernels, on_cpu=on_cpu, side=side)
+            if tiling is None:
+                return TracedObjective(form, network(), acceleration=acceleration)
+            return TiledObjective(form, network(), tiling=tiling)
 
         with tf.device(self.device.tensorflow_name):
-            objective = self._objectives.get((form, loaded.sha256, side), trace)
+            objective = self._objectives.get((form, loaded.sha256, tiling, acceleration), trace)
+
+            def style_targets(style: np.ndarray) -> StyleTargets:
+                key = (form.style, loaded.sha256, digest_of(style), tiling, acceleration)
+                return self._styles.get(key, lambda: objective.style_targets(preprocess(style)))
+
             targets = Targets(
                 content=self._contents.get(
-                    (form.content, loaded.sha256, digest_of(pictures.content), side),
+                    (form.content, loaded.sha256, digest_of(pictures.content), tiling, acceleration),
                     lambda: objective.content_targets(preprocess(pictures.content)),
                 ),
-                styles=[self._style_targets(objective, loaded.sha256, style, side) for style in pictures.styles],
+                styles=[style_targets(style) for style in pictures.styles],
             )
 
         def evaluate(picture: np.ndarray) -> Evaluation:
+            # The engine may have served a transfer in another precision since.
+            acceleration.switch_on()
             with tf.device(self.device.tensorflow_name):
                 return objective.evaluate(picture, targets, config)
 
         return evaluate
-
-    def _style_targets(
-        self, objective: Objective[Any], weights_sha256: str, style: np.ndarray, side: int | None
-    ) -> StyleTargets:
-        key = (objective.form.style, weights_sha256, digest_of(style), side)
-        return self._styles.get(key, lambda: objective.style_targets(preprocess(style)))

@@ -34,6 +34,14 @@ class MemoryNeededError(EngineError):
     """A transfer needs more memory than there is or than it may use, in tiles too."""
 
 
+class OutOfMemoryError(EngineError):
+    """The memory ran out in the middle of work, however little of it was asked for; another time it may be enough."""
+
+
+class DiskSpaceError(EngineError):
+    """There is no room on the disk for the arrays of a picture that is too large for the memory."""
+
+
 class NotFiniteError(EngineError):
     """The loss became infinite or not a number.
 

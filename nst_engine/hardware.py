@@ -17,6 +17,8 @@ import tensorflow as tf
 from nst_engine.config import Precision
 from nst_engine.errors import DeviceError
 
+_COARSER_NUMBERS: Final = (8, 0)
+"""The compute capability from which on a GPU is quicker with bfloat16 and TensorFloat-32."""
 _BFLOAT16_FLAGS: Final = {"avx512_bf16", "amx_bf16", "bf16"}
 _TRIAL_SIDE: Final = 1024
 _TRIAL_ROUNDS: Final = 4
@@ -65,12 +67,18 @@ def _grow_memory() -> None:
         tf.config.experimental.set_memory_growth(gpu, enable=True)
 
 
-def choose_precision(wanted: Precision, device: Device) -> Literal["float32", "bfloat16"]:
-    """The precision of the feature maps that `wanted` means on `device`."""
+def choose_precision(wanted: Precision, device: Device) -> Literal["float32", "tf32", "bfloat16"]:
+    """The precision of the feature maps that `wanted` means on `device`.
+
+    tf32 is float32 on a CPU and on a GPU of a compute capability under 8.
+    """
+    has_coarser = device.compute_capability is not None and device.compute_capability >= _COARSER_NUMBERS
+    if wanted == "tf32":
+        return "tf32" if has_coarser else "float32"
     if wanted != "auto":
         return wanted
     if device.compute_capability is not None:
-        return "bfloat16" if device.compute_capability >= (8, 0) else "float32"
+        return "bfloat16" if has_coarser else "float32"
     return "bfloat16" if cpu_bfloat16_speedup() > _WORTH_IT else "float32"
 
 

@@ -33,6 +33,10 @@ class Recent(Generic[Key, Value]):
         self._values.move_to_end(key)
         return self._values[key]
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._values.clear()
+
     def _is_full(self) -> bool:
         if len(self._values) > self._entries:
             return True

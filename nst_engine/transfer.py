@@ -1,22 +1,24 @@
 """The optimisation as a state machine: `start` gives the state before the first iteration, `advance` takes a
 state some iterations further and returns the next state and the loss points in between. A state is made of
 arrays and numbers and can be pickled; nothing else is kept, so a state goes on in any process, on any machine
-with the same weights, and in float32 on the same machine ends bit for bit as if it had never been stopped.
-Importing this module does not import TensorFlow: whoever only keeps and hands on states needs none."""
+with the same weights, and in float32 on the same machine ends bit for bit as if it had never been stopped (unless
+the picture is too large for the memory, see `TransferState.portable`). Importing this module does not import
+TensorFlow: whoever only keeps and hands on states needs none."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nst_engine.arrays import blockwise, blockwise_sum, on_disk, placed
 from nst_engine.config import TransferConfig
 from nst_engine.errors import NotFiniteError, WeightsError
 from nst_engine.evaluation import Evaluation, Losses
 from nst_engine.images import deprocess, display_range
-from nst_engine.optimizers import Evaluate, OptimizerState, initial_state, take_step
+from nst_engine.optimizers import Evaluate, OptimizerState, initial_state, placed_state, take_step
 from nst_engine.pictures import Pictures, at_scale, enlarge, initial_picture
 from nst_engine.scales import last_iteration
 
@@ -42,12 +44,13 @@ class LossPoint:
 
 @dataclass(frozen=True)
 class TransferState:
-    """All that is needed to go on: settings, pictures, the current picture with its evaluation, the best one
-    of its scale so far, the optimiser's state, and what computes it (precision and weights).
+    """All that is needed to go on: settings, pictures, the current picture with its losses and gradient, the best
+    one of its scale so far, the optimiser's state, and what computes it (precision and weights).
 
-    `pictures` have their working size. `picture` and `best_picture` are float32 (rows, columns, 3), BGR and
-    mean-centred, of the size of `scale`, which counts from 1, the coarsest. `converged` says that no further
-    step lowers the loss at that scale.
+    `pictures` have their working size. `picture`, `gradient` and `best_picture` are float32 (rows, columns, 3), BGR
+    and mean-centred, of the size of `scale`, which counts from 1, the coarsest. They and the optimiser's arrays are
+    together in memory or on disk. `gradient` and `optimizer` are None in a portable state of a picture on disk.
+    `converged` says that no further step lowers the loss at that scale.
     """
 
     config: TransferConfig
@@ -56,8 +59,9 @@ class TransferState:
     weights_name: str
     weights_sha256: str
     picture: np.ndarray
-    evaluation: Evaluation
-    optimizer: OptimizerState
+    losses: Losses
+    gradient: np.ndarray | None
+    optimizer: OptimizerState | None
     iteration: int
     best_picture: np.ndarray
     best_loss: float
@@ -79,6 +83,35 @@ class TransferState:
         """The picture that the config keeps, the last or the best, as uint8 RGB (rows, columns, 3)."""
         return deprocess(self.best_picture if self.config.keep == "best" else self.picture)
 
+    def portable(self) -> TransferState:
+        """What is pickled of this state: all of it, or of a picture on disk all but the gradient and the optimiser's.
+
+        Those would be up to 21 pictures more, gigabytes. Who goes on from it computes the gradient again and begins
+        the optimiser anew: L-BFGS finds its next steps without the last ones, and Adam without its moments.
+        """
+        return replace(self, gradient=None, optimizer=None) if on_disk(self.picture) else self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self.portable())
+
+    def arrived(self) -> TransferState:
+        """This state as it comes out of a pickle, on disk again if it was there; raises DiskSpaceError."""
+        return self if self.gradient is not None else self.placed(on_disk=True)
+
+    def placed(self, *, on_disk: bool) -> TransferState:
+        """The same state with its large arrays on disk or in memory, itself where they are; raises DiskSpaceError."""
+        picture = placed(self.picture, on_disk=on_disk)
+        best = picture if self.best_picture is self.picture else placed(self.best_picture, on_disk=on_disk)
+        if picture is self.picture:
+            return self
+        return replace(
+            self,
+            picture=picture,
+            best_picture=best,
+            gradient=None if self.gradient is None else placed(self.gradient, on_disk=on_disk),
+            optimizer=None if self.optimizer is None else placed_state(self.optimizer, on_disk=on_disk),
+        )
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -94,14 +127,14 @@ class Budget:
 def start(engine: Engine, config: TransferConfig, pictures: Pictures) -> tuple[TransferState, LossPoint]:
     """The state before the first iteration and its loss point, with targets computed once for all.
 
-    Raises WeightsError when the weights are not to be had and NotFiniteError when the loss is not a number
-    from the first.
+    Raises WeightsError when the weights are not to be had, NotFiniteError when the loss is not a number from the
+    first, MemoryNeededError when there is too little memory, and DiskSpaceError when there is too little room on disk.
     """
     began = time.perf_counter()
     precision, loaded = engine.precision(config), engine.weights(config.weights)
-    coarsest = at_scale(config, pictures, 1)
+    coarsest = _pictures_at(engine, config, pictures, scale=1, precision=precision)
     picture = initial_picture(config, coarsest)
-    evaluation = engine.evaluator(config, coarsest, precision=precision)(picture)
+    evaluation = _evaluator(engine, config, coarsest, precision=precision)(picture)
     _check_finite(evaluation, iteration=0, config=config, best=None)
     state = TransferState(
         config=config,
@@ -110,7 +143,8 @@ def start(engine: Engine, config: TransferConfig, pictures: Pictures) -> tuple[T
         weights_name=loaded.name,
         weights_sha256=loaded.sha256,
         picture=picture,
-        evaluation=evaluation,
+        losses=evaluation.losses,
+        gradient=evaluation.gradient,
         optimizer=initial_state(config, picture),
         iteration=0,
         best_picture=picture,
@@ -126,8 +160,8 @@ def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[Trans
     A scale that is finished is left with the first iteration of the next, not before: the iterations that it did
     not need are then done at that one.
 
-    Raises NotFiniteError, which carries the best picture, when the loss leaves the finite numbers, and
-    WeightsError when this engine's weights are not those that the state was started with.
+    Raises NotFiniteError, which carries the best picture, when the loss leaves the finite numbers, WeightsError
+    when this engine's weights are not those that the state was started with, and DiskSpaceError as `start`.
     """
     began = time.perf_counter()
     config = state.config
@@ -137,7 +171,9 @@ def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[Trans
             f"This transfer was started with the weights {state.weights_name} ({state.weights_sha256[:12]}), but here "
             f"'{config.weights}' means {loaded.name} ({loaded.sha256[:12]}); give it the same file."
         )
-    evaluate = _evaluator(engine, state)
+    pictures = _pictures_at(engine, config, state.pictures, scale=state.scale, precision=state.precision)
+    state = state.placed(on_disk=on_disk(pictures.content))
+    evaluate = _evaluator(engine, config, pictures, precision=state.precision)
     spent, points = state.seconds, list[LossPoint]()
     while not state.finished and not _used_up(budget, done=len(points), seconds=time.perf_counter() - began):
         if state.scale_finished:
@@ -145,10 +181,10 @@ def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[Trans
         iteration = state.iteration + 1
         step = take_step(
             config,
-            state.optimizer,
+            state.optimizer or initial_state(config, state.picture),
             iteration=iteration,
             picture=state.picture,
-            evaluation=state.evaluation,
+            evaluation=_evaluation(state, evaluate),
             evaluate=evaluate,
         )
         _check_finite(step.evaluation, iteration=iteration, config=config, best=state.best_picture)
@@ -156,7 +192,8 @@ def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[Trans
         state = replace(
             state,
             picture=step.picture,
-            evaluation=step.evaluation,
+            losses=step.evaluation.losses,
+            gradient=step.evaluation.gradient,
             optimizer=step.state,
             iteration=iteration,
             best_picture=step.picture if better else state.best_picture,
@@ -168,9 +205,29 @@ def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[Trans
     return state, points
 
 
-def _evaluator(engine: Engine, state: TransferState) -> Evaluate:
-    pictures = at_scale(state.config, state.pictures, state.scale)
-    return engine.evaluator(state.config, pictures, precision=state.precision)
+def _pictures_at(engine: Engine, config: TransferConfig, pictures: Pictures, *, scale: int, precision: str) -> Pictures:
+    """The pictures at that scale, on disk where the memory plan has there what is made of them."""
+    scaled = at_scale(config, pictures, scale)
+    return scaled.placed(on_disk=engine.memory_plan(config, scaled, precision=precision).on_disk)
+
+
+def _evaluator(engine: Engine, config: TransferConfig, pictures: Pictures, *, precision: str) -> Evaluate:
+    """The engine's evaluator of these pictures, whose gradients are where the pictures are."""
+    evaluate = engine.evaluator(config, pictures, precision=precision)
+    place = on_disk(pictures.content)
+
+    def evaluate_there(picture: np.ndarray) -> Evaluation:
+        evaluation = evaluate(picture)
+        return replace(evaluation, gradient=placed(evaluation.gradient, on_disk=place))
+
+    return evaluate_there
+
+
+def _evaluation(state: TransferState, evaluate: Evaluate) -> Evaluation:
+    """What is known of the state's picture, computed again where the state came without its gradient."""
+    if state.gradient is None:
+        return evaluate(state.picture)
+    return Evaluation(state.losses, state.gradient)
 
 
 def _next_scale(engine: Engine, state: TransferState) -> tuple[TransferState, Evaluate]:
@@ -182,19 +239,20 @@ def _next_scale(engine: Engine, state: TransferState) -> tuple[TransferState, Ev
     slowly than without.
     """
     config, scale = state.config, state.scale + 1
-    pictures = at_scale(config, state.pictures, scale)
+    pictures = _pictures_at(engine, config, state.pictures, scale=scale, precision=state.precision)
     rows, columns = pictures.content.shape[:2]
-    picture = enlarge(state.picture, (rows, columns))
+    picture = enlarge(placed(state.picture, on_disk=on_disk(pictures.content)), (rows, columns))
     if config.clip:
-        picture = np.clip(picture, *display_range())
-    evaluate = engine.evaluator(config, pictures, precision=state.precision)
+        picture = blockwise(lambda part: np.clip(part, *display_range()), picture, out=picture)
+    evaluate = _evaluator(engine, config, pictures, precision=state.precision)
     evaluation = evaluate(picture)
     _check_finite(evaluation, iteration=state.iteration, config=config, best=state.best_picture)
     begun = replace(
         state,
         scale=scale,
         picture=picture,
-        evaluation=evaluation,
+        losses=evaluation.losses,
+        gradient=evaluation.gradient,
         optimizer=initial_state(config, picture),
         best_picture=picture,
         best_loss=evaluation.losses.total,
@@ -213,7 +271,8 @@ def _used_up(budget: Budget, *, done: int, seconds: float) -> bool:
 
 def _check_finite(evaluation: Evaluation, *, iteration: int, config: TransferConfig, best: np.ndarray | None) -> None:
     total = evaluation.losses.total
-    if np.isfinite(total) and np.isfinite(evaluation.gradient).all():
+    gradient = evaluation.gradient
+    if np.isfinite(total) and blockwise_sum(np.isfinite, gradient) == gradient.size:
         return
     if iteration == 0:
         cause = "the weights or the loss weights are too large"

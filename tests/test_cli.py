@@ -453,7 +453,9 @@ def test_doctor_names_what_is_wrong_and_how_to_mend_it(nst: Nst, weight_file: Pa
     assert sick.returncode == 1
     assert [check for check, finding in findings.items() if not finding["healthy"]] == ["weights"]
     assert "nst weights --fetch" in findings["weights"]["remedy"]
-    well = nst("doctor", "--device", "cpu", NST_VGG19_WEIGHTS=str(weight_file))
+    assert findings["gpu"]["finding"] == "without XLA; the same float32 picture bit for bit"
+    well = nst("doctor", "--device", "cpu", NST_VGG19_WEIGHTS=str(weight_file), NST_XLA="1", NST_DETERMINISTIC="0")
+    assert "with XLA; not always the same float32 picture bit for bit" in well.stdout
     assert well.returncode == 0, well.stdout
     assert all(line.startswith("ok ") for line in well.stdout.splitlines())
 

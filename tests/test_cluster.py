@@ -42,6 +42,20 @@ def test_a_worker_waits_for_its_scheduler_and_ends_with_its_process(processes: C
     assert not any("Traceback" in processes.printed(process) for process in (worker, scheduler))
 
 
+def test_a_worker_s_engine_is_made_as_it_was_told(processes: ClusterProcesses) -> None:
+    def options() -> tuple[str, bool, bool]:
+        from flows import gpu
+
+        engine = gpu._turns[0]._engine
+        return engine.device.name, engine._xla, engine._deterministic
+
+    processes.start_scheduler()
+    processes.run("worker", "--scheduler", processes.address, "--device", "cpu", "--xla", "--not-deterministic")
+    processes.wait_for_workers()
+    with processes.client() as client:
+        assert list(client.run(options).values()) == [("cpu", True, False)]
+
+
 def test_a_worker_dies_with_its_nanny(processes: ClusterProcesses) -> None:
     processes.start_scheduler()
     nanny = processes.start_worker()

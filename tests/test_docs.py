@@ -217,7 +217,7 @@ def test_the_readme_names_every_setting_of_the_service() -> None:
     for name, field in Settings.model_fields.items():
         assert f"`NST_{name.upper()}`" in README
         default = field.default
-        assert default is None or (f"{default:g}" if isinstance(default, float) else str(default)) in README
+        assert default is None or (f"{default:g}" if isinstance(default, float) else shown(default)) in README
 
 
 @pytest.mark.parametrize("name", ["iteration.md", "startup.md"])
