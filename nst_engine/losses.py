@@ -36,6 +36,28 @@ def gram_matrix(features: Tensor) -> Tensor:
     return _exact(_gram_product(tf.reshape(features, (-1, features.shape[-1]))))
 
 
+def gram_matrix_beside(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The features again, for all that comes after them, and their Gram matrix.
+
+    The gradient that the Gram matrix gives them is as large as they are and could be computed long before that of what
+    comes after them; here it waits for that one, so that it need not be kept.
+    """
+    after, product = _features_and_gram_product(features)
+    return after, _exact(product)
+
+
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def _features_and_gram_product(features: Tensor) -> tuple[tuple[Tensor, Tensor], Callable[..., Tensor]]:
+    positions = tf.reshape(features, (-1, features.shape[-1]))
+
+    def gradient(after: Tensor, upstream: Tensor) -> Tensor:
+        with tf.control_dependencies([after]):
+            product = tf.matmul(positions, upstream + tf.transpose(upstream))
+        return after + tf.reshape(product, tf.shape(features))
+
+    return (tf.identity(features), tf.matmul(positions, positions, transpose_a=True)), gradient
+
+
 @tf.custom_gradient  # type: ignore[untyped-decorator]
 def _gram_product(positions: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     def gradient(upstream: Tensor) -> Tensor:

@@ -1,22 +1,31 @@
 """What one transfer minimises: the targets of its content and style pictures, computed once, and the loss of
 a picture with its gradient. One trace with unknown rows and columns serves pictures of every size, since
-TensorFlow never frees a trace."""
+TensorFlow never frees a trace; XLA needs one a size, and there are a few of them at the most."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
+from nst_engine.acceleration import Acceleration
 from nst_engine.config import Normalization, TotalVariationForm, TransferConfig
 from nst_engine.evaluation import Evaluation, Losses
-from nst_engine.losses import content_loss, gram_matrix, style_loss, total_variation, weighted_sum
-from nst_engine.vgg19 import Pooling, feature_extractor
+from nst_engine.losses import (
+    content_loss,
+    gram_matrix,
+    gram_matrix_beside,
+    style_loss,
+    total_variation,
+    weighted_sum,
+)
+from nst_engine.recent import Recent
+from nst_engine.vgg19 import Network, Pooling, deepest, names_down_to
 
-if TYPE_CHECKING:
-    from nst_engine.vgg19 import Kernels
+_PROGRAMS_KEPT: Final = 4
 
 
 @dataclass(frozen=True)
@@ -134,28 +143,18 @@ class Objective(Protocol[Content]):
 class TracedObjective:
     """The traces of one form on one network: pictures in, targets and evaluations out."""
 
-    def __init__(self, form: Form, kernels: Kernels, *, on_cpu: bool) -> None:
-        layers = dict.fromkeys((*form.content_layers, *form.style_layers))
+    def __init__(self, form: Form, network: Network, *, acceleration: Acceleration) -> None:
         # Losses that are differentiated in float64 by the tests need pictures in float64 too.
         dtype = tf.float64 if form.dtype == "float64" else tf.float32
         self.form = form
         self._dtype = dtype
-        self._network = feature_extractor(kernels, layers=layers, pooling=form.pooling, dtype=form.dtype, on_cpu=on_cpu)
+        self._network = network
         picture = tf.TensorSpec((None, None, 3), dtype)
-        vector = tf.TensorSpec((None,), dtype)
-        self._content = tf.function(self._content_features, input_signature=[picture])
-        self._grams = tf.function(self._style_grams, input_signature=[picture])
-        self._evaluate = tf.function(
-            self._loss_and_gradient,
-            input_signature=[
-                picture,
-                [tf.TensorSpec((1, None, None, None), form.dtype)] * len(form.content_layers),
-                [[tf.TensorSpec((None, None), dtype)] * len(form.style_layers)] * form.styles,
-                vector,
-                vector,
-                vector,
-            ],
-        )
+        # Nothing here needs autograph, which reads and rewrites the source of all that is called.
+        self._content = tf.function(self._content_features, input_signature=[picture], autograph=False)
+        self._grams = tf.function(self._style_grams, input_signature=[picture], autograph=False)
+        self._xla = acceleration.xla
+        self._evaluations: Recent[tuple[int | None, ...], Any] = Recent(_PROGRAMS_KEPT)
 
     def content_targets(self, content: np.ndarray) -> ContentTargets:
         """The targets of a preprocessed content, (rows, columns, 3)."""
@@ -168,7 +167,7 @@ class TracedObjective:
     def evaluate(self, picture: np.ndarray, targets: Targets[ContentTargets], config: TransferConfig) -> Evaluation:
         """The losses of a preprocessed picture under the weights of `config`, and their gradient."""
         form = self.form
-        parts, gradient = self._evaluate(
+        parts, gradient = self._evaluation(picture.shape[:2])(
             self._tensor(picture),
             targets.content.features,
             [style.grams for style in targets.styles],
@@ -179,37 +178,71 @@ class TracedObjective:
         total, content, style, tv, *layers = (float(part) for part in parts.numpy())
         return Evaluation(Losses(total, content, style, tv, form.named(layers)), gradient.numpy())
 
+    def _evaluation(self, size: tuple[int, ...]) -> Any:
+        """The traced evaluation of pictures of that size: with XLA a program of its own, else the same for all."""
+        known = size if self._xla else (None, None)
+        return self._evaluations.get(known, lambda: self._traced_evaluation(known))
+
+    def _traced_evaluation(self, size: tuple[int | None, ...]) -> Any:
+        form, dtype = self.form, self._dtype
+        vector = tf.TensorSpec((None,), dtype)
+        return tf.function(
+            self._loss_and_gradient,
+            input_signature=[
+                tf.TensorSpec((*size, 3), dtype),
+                [tf.TensorSpec((1, None, None, None), form.dtype)] * len(form.content_layers),
+                [[tf.TensorSpec((None, None), dtype)] * len(form.style_layers)] * form.styles,
+                vector,
+                vector,
+                vector,
+            ],
+            autograph=False,
+            jit_compile=self._xla or None,
+        )
+
     def _tensor(self, values: Any) -> Any:
         return tf.convert_to_tensor(values, self._dtype)
 
-    def _features(self, picture: Any) -> dict[str, Any]:
-        features: dict[str, Any] = self._network(tf.cast(picture, self.form.dtype)[tf.newaxis])
-        return features
+    def _features(self, picture: Any, layers: Iterable[str]) -> dict[str, Any]:
+        pictures = tf.cast(picture, self.form.dtype)[tf.newaxis]
+        return self._network.features(pictures, layers, pooling=self.form.pooling)
+
+    def _features_and_grams(self, picture: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The maps of all layers that are needed, and the Gram matrices of the style layers."""
+        form = self.form
+        features, grams = dict[str, Any](), dict[str, Any]()
+        maps = tf.cast(picture, form.dtype)[tf.newaxis]
+        for name in names_down_to(deepest((*form.content_layers, *form.style_layers))):
+            maps = self._network.layer(name, pooling=form.pooling)(maps)
+            if name in form.style_layers:
+                maps, grams[name] = gram_matrix_beside(maps)
+            features[name] = maps
+        return features, grams
 
     def _content_features(self, picture: Any) -> list[Any]:
-        features = self._features(picture)
+        features = self._features(picture, self.form.content_layers)
         return [features[layer] for layer in self.form.content_layers]
 
     def _style_grams(self, picture: Any) -> list[Any]:
-        features = self._features(picture)
+        features = self._features(picture, self.form.style_layers)
         return [gram_matrix(features[layer]) / self._positions(features[layer]) for layer in self.form.style_layers]
 
     def _positions(self, features: Any) -> Any:
         return tf.cast(tf.reduce_prod(tf.shape(features)[1:3]), self._dtype)
 
     def _loss_and_gradient(
-        self, picture: Any, content: Any, grams: Any, weights: Any, content_weights: Any, style_weights: Any
+        self, picture: Any, content: Any, styles: Any, weights: Any, content_weights: Any, style_weights: Any
     ) -> tuple[Any, Any]:
         form = self.form
         with tf.GradientTape() as tape:
             tape.watch(picture)
-            features = self._features(picture)
+            features, grams = self._features_and_grams(picture)
             content_parts = [
                 content_loss(features[layer], target, normalization=form.content_normalization)
                 for layer, target in zip(form.content_layers, content, strict=True)
             ]
             style_parts = [
-                self._style_part(features[layer], [style[index] for style in grams], picture)
+                self._style_part(features[layer], grams[layer], [style[index] for style in styles], picture)
                 for index, layer in enumerate(form.style_layers)
             ]
             content_total = weights[0] * weighted_sum(content_parts, tf.unstack(content_weights, len(content_parts)))
@@ -220,9 +253,9 @@ class TracedObjective:
         gradient = tape.gradient(total, picture)
         return tf.stack([total, content_total, style_total, tv, *content_parts, *style_parts]), gradient
 
-    def _style_part(self, features: Any, targets: list[Any], picture: Any) -> Any:
+    def _style_part(self, features: Any, gram: Any, targets: list[Any], picture: Any) -> Any:
         return mean_style_loss(
-            gram_matrix(features),
+            gram,
             targets,
             positions=self._positions(features),
             picture_positions=tf.cast(tf.reduce_prod(tf.shape(picture)[:2]), self._dtype),

@@ -8,9 +8,10 @@ import contextlib
 import hashlib
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from nst_engine.config import RANDOM_WEIGHTS
 from nst_engine.errors import WeightsError
 from nst_engine.startup import load_tensorflow
-from nst_engine.vgg19 import CONVOLUTIONS, Layer
+from nst_engine.vgg19 import CONVOLUTION_NAMES, CONVOLUTIONS, Layer
 
 if TYPE_CHECKING:
     from nst_engine.vgg19 import Kernels
@@ -39,6 +40,7 @@ _INPUT_RMS = 60.0
 _POOLING_GAIN = 1.15
 """How much 2 x 2 max pooling raises the root mean square of rectified noise-filtered pictures."""
 _BLOCK_BYTES = 1 << 20
+_LAYERS = {layer.name: layer for layer in CONVOLUTIONS}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Weights:
     """The weights of all sixteen convolutions, and what they are.
 
     `name` is "imagenet" for Keras' official file (known by its MD5), "random" for the seeded ones, else the
-    file's name. `sha256` is the file's, or that of the arrays where there is no file.
+    file's name. `sha256` is the file's, or that of the arrays where there is no file. `kernels` holds no arrays: it
+    reads or draws a layer's each time that they are asked for.
     """
 
     name: str
@@ -131,14 +134,11 @@ def load(choice: str) -> Weights:
 
 
 def read(path: Path) -> Weights:
-    """Read and check a weight file: its layout, every shape and that every number is finite."""
-    try:
-        with h5py.File(path, "r") as file:
-            kernels = {layer.name: _read_layer(file, layer, path) for layer in CONVOLUTIONS}
-    except OSError as error:
-        raise WeightsError(
-            f"{path}: is not a whole HDF5 file ({error}); delete it and run 'nst weights --fetch'."
-        ) from error
+    """Check a weight file: its layout, every shape and that every number is finite."""
+    # Before it is read: a file that is replaced meanwhile must not pass for the one that was checked.
+    kernels = _FileKernels(path, _version(path))
+    for _ in kernels.values():
+        """Each is checked as it is read."""
     sha256, md5 = _digests(path)
     if path == cache_path() and md5 != OFFICIAL_MD5:
         raise WeightsError(
@@ -147,6 +147,46 @@ def read(path: Path) -> Weights:
         )
     name = "imagenet" if md5 == OFFICIAL_MD5 else path.name
     return Weights(name, sha256, path, kernels)
+
+
+class _LayerArrays(Mapping[str, tuple[np.ndarray, np.ndarray]]):
+    """Each convolution's kernel and bias, made when they are asked for."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(CONVOLUTION_NAMES)
+
+    def __len__(self) -> int:
+        return len(CONVOLUTION_NAMES)
+
+
+class _FileKernels(_LayerArrays):
+    """Those of a weight file, as long as it is the one that was checked."""
+
+    def __init__(self, path: Path, version: tuple[int, ...]) -> None:
+        self._path = path
+        self._version = version
+
+    def __getitem__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        layer = _LAYERS[name]
+        try:
+            with h5py.File(self._path, "r") as file:
+                arrays = _read_layer(file, layer, self._path)
+        except OSError as error:
+            raise WeightsError(
+                f"{self._path}: is not a whole HDF5 file ({error}); delete it and run 'nst weights --fetch'."
+            ) from error
+        if _version(self._path) != self._version:
+            raise WeightsError(f"{self._path}: this weight file was changed while it was in use; try again.")
+        return arrays
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What is another after a file was replaced or written to."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise WeightsError(f"{path}: this weight file cannot be read ({error.strerror}).") from error
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _read_layer(file: h5py.File, layer: Layer, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -196,18 +236,33 @@ def random_weights(seed: int = RANDOM_SEED) -> Weights:
     layer behind a pooling undoes what max pooling adds. Zero biases.
     """
     generator = np.random.default_rng(seed)
-    kernels: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    states: dict[str, Any] = {}
     digest = hashlib.sha256()
     for layer in CONVOLUTIONS:
-        kernel = generator.standard_normal((3, 3, layer.input_channels, layer.channels), dtype=np.float32)
-        gain = np.sqrt(2.0 / (9 * layer.input_channels))
-        if layer.name == "block1_conv1":
-            # The rectified half of a Gaussian of deviation sqrt(2 pi) has mean 1.
-            gain *= MEAN_ACTIVATION * np.sqrt(np.pi) / _INPUT_RMS
-        elif layer.name.endswith("_conv1"):
-            gain /= _POOLING_GAIN
-        kernel *= np.float32(gain)
-        bias = np.zeros(layer.channels, dtype=np.float32)
-        kernels[layer.name] = (kernel, bias)
-        digest.update(kernel.tobytes())
-    return Weights(RANDOM_WEIGHTS, digest.hexdigest(), None, kernels)
+        states[layer.name] = generator.bit_generator.state
+        digest.update(_random_kernel(generator, layer).data)
+    return Weights(RANDOM_WEIGHTS, digest.hexdigest(), None, _RandomKernels(states))
+
+
+class _RandomKernels(_LayerArrays):
+    """The seeded ones, each drawn again from where the generator stood before it."""
+
+    def __init__(self, states: dict[str, Any]) -> None:
+        self._states = states
+
+    def __getitem__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        generator, layer = np.random.default_rng(), _LAYERS[name]
+        generator.bit_generator.state = self._states[name]
+        return _random_kernel(generator, layer), np.zeros(layer.channels, dtype=np.float32)
+
+
+def _random_kernel(generator: np.random.Generator, layer: Layer) -> np.ndarray:
+    kernel = generator.standard_normal((3, 3, layer.input_channels, layer.channels), dtype=np.float32)
+    gain = np.sqrt(2.0 / (9 * layer.input_channels))
+    if layer.name == "block1_conv1":
+        # The rectified half of a Gaussian of deviation sqrt(2 pi) has mean 1.
+        gain *= MEAN_ACTIVATION * np.sqrt(np.pi) / _INPUT_RMS
+    elif layer.name.endswith("_conv1"):
+        gain /= _POOLING_GAIN
+    kernel *= np.float32(gain)
+    return kernel

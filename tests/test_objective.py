@@ -10,16 +10,19 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from nst_engine.acceleration import Acceleration
 from nst_engine.config import TransferConfig
 from nst_engine.evaluation import Evaluation
 from nst_engine.images import preprocess
 from nst_engine.losses import total_variation
 from nst_engine.objective import Form, Targets, TracedObjective
 from nst_engine.samples import content_sample, style_sample
+from nst_engine.vgg19 import Network
 from nst_engine.weights import Weights
 
 ROWS, COLUMNS = 33, 42
 STYLE_SHAPES = ((33, 42), (48, 37))
+ON_CPU = Acceleration(on_cpu=True)
 
 
 def config(**settings: Any) -> TransferConfig:
@@ -80,7 +83,8 @@ def make_case(random_network: Weights, config: TransferConfig, *, dtype: str) ->
     styles = [preprocess(style_sample(*shape)) for shape in STYLE_SHAPES]
     # No two equal pixels, where l1 would have a kink.
     picture = content[:, ::-1] + np.random.default_rng(7).normal(0, 8, (ROWS, COLUMNS, 3))
-    objective = TracedObjective(Form.of(config, styles=len(styles), dtype=dtype), random_network.kernels, on_cpu=True)
+    form = Form.of(config, styles=len(styles), dtype=dtype)
+    objective = TracedObjective(form, Network(random_network.kernels, dtype=dtype, on_cpu=True), acceleration=ON_CPU)
     targets = targets_of(objective, content, styles)
 
     def at(picture: NDArray[Any]) -> Evaluation:
@@ -182,7 +186,8 @@ def test_float32_is_near_float64(case: Case, random_network: Weights) -> None:
 
 def test_the_targets_own_pictures_have_no_loss(random_network: Weights) -> None:
     config = CONFIGS["l1"]
-    objective = TracedObjective(Form.of(config, styles=1, dtype="float64"), random_network.kernels, on_cpu=True)
+    network = Network(random_network.kernels, dtype="float64", on_cpu=True)
+    objective = TracedObjective(Form.of(config, styles=1, dtype="float64"), network, acceleration=ON_CPU)
     content, style = preprocess(content_sample(20, 30)), preprocess(style_sample(20, 30))
     targets = targets_of(objective, content, [style])
     at_content, at_style = (objective.evaluate(picture, targets, config).losses for picture in (content, style))
@@ -193,7 +198,8 @@ def test_the_targets_own_pictures_have_no_loss(random_network: Weights) -> None:
 
 def test_one_trace_serves_every_size(random_network: Weights) -> None:
     config = CONFIGS["l1"]
-    objective = TracedObjective(Form.of(config, styles=1, dtype="float32"), random_network.kernels, on_cpu=True)
+    network = Network(random_network.kernels, dtype="float32", on_cpu=True)
+    objective = TracedObjective(Form.of(config, styles=1, dtype="float32"), network, acceleration=ON_CPU)
     losses = set()
     for rows, columns in ((16, 40), (31, 16), (20, 20)):
         picture = preprocess(content_sample(rows, columns))
@@ -202,4 +208,4 @@ def test_one_trace_serves_every_size(random_network: Weights) -> None:
         assert evaluation.gradient.shape == (rows, columns, 3)
         losses.add(evaluation.losses.total)
     assert len(losses) == 3
-    assert objective._evaluate.experimental_get_tracing_count() == 1
+    assert objective._evaluation((20, 20)).experimental_get_tracing_count() == 1

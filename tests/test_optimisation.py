@@ -15,9 +15,10 @@ import pytest
 from cluster_processes import ClusterProcesses, eventually, worker_process
 from numpy.typing import NDArray
 
-from flows import checkpoint
+from flows import checkpoint, gpu
 from flows.errors import ClusterLostError, WorkerLostError
 from flows.optimisation import LocalOptimisation, RemoteOptimisation, Stretch, Work
+from nst_engine import arrays
 from nst_engine.config import TransferConfig
 from nst_engine.errors import EngineError, NotFiniteError
 from nst_engine.pictures import Pictures, fit_pictures
@@ -83,7 +84,7 @@ class Outcome:
             (self.last.iteration, self.last.finished, self.last.converged),
             (self.last.environment.weights_sha256, self.last.environment.precision),
             self.state.picture.tobytes(),
-            self.state.evaluation.gradient.tobytes(),
+            self.state.gradient.tobytes(),
             self.state.iteration,
         ]
 
@@ -295,6 +296,52 @@ def test_a_job_whose_worker_dies_at_the_same_place_fails(cluster: Cluster, job: 
             kill_each()
     assert len(killed) == 2
     cluster.wait_for_workers()
+
+
+# An engine that has its pictures on disk, which it would not choose for such small ones.
+ON_DISK = """
+from dataclasses import replace
+from flows import gpu
+from nst_engine.engine import Engine
+
+class OnDisk(Engine):
+    def memory_plan(self, config, pictures, *, precision):
+        return replace(super().memory_plan(config, pictures, precision=precision), on_disk=True)
+
+gpu._turns[:] = [gpu._Turns(OnDisk("cpu"))]
+"""
+
+
+def test_pictures_on_disk(tmp_path: Path, job: Job, expected: Outcome) -> None:
+    """A worker that keeps them there makes the same picture. What leaves it goes on with a new optimiser."""
+    gpu_alone = {"resources": {gpu.GPU: 1}, "pure": False}
+    with Cluster(tmp_path) as cluster:
+        cluster.start()
+        cluster.start_worker()
+        cluster.wait_for_workers(2)
+        with cluster.client() as client:
+            client.run(exec, ON_DISK, {})
+            with cluster.optimise(job) as optimisation:
+                stretches = optimisation.stretches()
+                reach(stretches, 10)
+                fetched = optimisation.state()
+                whole = finish(optimisation, stretches)
+            # Each chunk on the other worker.
+            chunk = client.submit(gpu.begin, job.config, job.pictures, None, 0.0, **gpu_alone)
+            for iteration in range(1, 4):
+                assert chunk.exception() is None
+                (holder,) = client.who_has(chunk)[chunk.key]
+                (other,) = set(client.scheduler_info()["workers"]) - {holder}
+                chunk = client.submit(gpu.advance, chunk, 0.0, None, 0.0, workers=[other], **gpu_alone)
+                stretch = client.submit(gpu.report, chunk, pure=False).result()
+                assert (stretch.iteration, len(stretch.points)) == (iteration, 1)
+        with cluster.optimise(job, resume=fetched) as optimisation:
+            resumed = finish(optimisation)
+    assert (fetched.gradient, fetched.optimizer, arrays.on_disk(fetched.picture)) == (None, None, True)
+    assert [point.losses for point in whole.points] == [point.losses for point in expected.points[-len(whole.points) :]]
+    assert whole.state.picture.tobytes() == expected.state.picture.tobytes()
+    assert [point.iteration for point in resumed.points] == list(range(fetched.iteration + 1, 41))
+    assert resumed.state.losses.total < fetched.losses.total
 
 
 @pytest.fixture

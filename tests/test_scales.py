@@ -93,8 +93,8 @@ def assert_same_end(ours: TransferState, theirs: TransferState) -> None:
     """Both states are equal bit for bit but for the seconds."""
     for name in ("picture", "best_picture"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
-    np.testing.assert_array_equal(ours.evaluation.gradient, theirs.evaluation.gradient)
-    assert ours.evaluation.losses == theirs.evaluation.losses
+    np.testing.assert_array_equal(ours.gradient, theirs.gradient)
+    assert ours.losses == theirs.losses
     for mine, other in zip(vars(ours.optimizer).values(), vars(theirs.optimizer).values(), strict=True):
         np.testing.assert_array_equal(mine, other)
     ours_numbers, theirs_numbers = (
@@ -271,7 +271,7 @@ def test_the_state_has_the_size_of_its_scale(engine: Engine, quick: TransferConf
     seen = [(state.iteration, state.scale, state.picture.shape[:2])]
     while not state.finished:
         state, _ = advance(engine, state, Budget(iterations=3))
-        assert state.best_picture.shape == state.picture.shape == state.evaluation.gradient.shape
+        assert state.best_picture.shape == state.picture.shape == state.gradient.shape
         seen.append((state.iteration, state.scale, state.picture.shape[:2]))
     assert seen == [(0, 1, (16, 21)), (3, 1, (16, 21)), (6, 2, (32, 42)), (9, 3, (64, 85))]
     assert first.scale == 1

@@ -95,8 +95,8 @@ def assert_same_end(ours: TransferState, theirs: TransferState) -> None:
     """Both states are equal bit for bit but for the seconds."""
     for name in ("picture", "best_picture"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
-    np.testing.assert_array_equal(ours.evaluation.gradient, theirs.evaluation.gradient)
-    assert ours.evaluation.losses == theirs.evaluation.losses
+    np.testing.assert_array_equal(ours.gradient, theirs.gradient)
+    assert ours.losses == theirs.losses
     for mine, other in zip(vars(ours.optimizer).values(), vars(theirs.optimizer).values(), strict=True):
         np.testing.assert_array_equal(mine, other)
     assert (ours.iteration, ours.best_loss, ours.converged) == (theirs.iteration, theirs.best_loss, theirs.converged)
@@ -146,7 +146,7 @@ def test_resumed_in_another_process_it_ends_bit_for_bit_the_same(
 
 def moving(engine: Engine, config: TransferConfig, pictures: Pictures, *, optimizer: str, by: float) -> TransferConfig:
     """`config` with an optimiser that moves some pixel by about so many grey levels at its first step."""
-    steepest = np.abs(start(engine, config, pictures)[0].evaluation.gradient).max()
+    steepest = np.abs(start(engine, config, pictures)[0].gradient).max()
     rate = float(by / steepest) if optimizer == "sgd" else by
     return config.with_overrides({"optimizer": optimizer, "learning_rate": rate})
 
@@ -180,7 +180,7 @@ def test_it_takes_the_optimisers_steps(
         rates.append(step.rate)
     state, points = run(engine, config, pictures)
     np.testing.assert_array_equal(state.picture, picture)
-    assert state.evaluation.losses == evaluation.losses
+    assert state.losses == evaluation.losses
     assert [point.rate for point in points] == [0.0, *rates]
 
 
@@ -229,7 +229,7 @@ def test_targets_are_only_used_where_they_are_right(
     knowing = Engine("cpu")
     start(knowing, quick, pictures)
     state, _ = start(knowing, config, pictures)
-    assert state.evaluation.losses == fresh.evaluation.losses
+    assert state.losses == fresh.losses
 
 
 def test_loss_points(engine: Engine, quick: TransferConfig, pictures: Pictures) -> None:
@@ -250,7 +250,7 @@ def test_loss_points(engine: Engine, quick: TransferConfig, pictures: Pictures) 
     seconds = [point.seconds for point in points]
     assert seconds == sorted(seconds)
     assert seconds[-1] == state.seconds
-    assert points[-1].losses == state.evaluation.losses
+    assert points[-1].losses == state.losses
     for point in points[1:]:
         losses = point.losses
         assert set(losses.layers) == {
@@ -426,5 +426,5 @@ def test_the_state_remembers_what_computes_it(engine: Engine, quick: TransferCon
     loaded = engine.weights(quick.weights)
     assert (state.weights_name, state.weights_sha256, state.precision) == (loaded.name, loaded.sha256, "float32")
     assert (state.iteration, state.best_loss, state.finished) == (0, first.losses.total, False)
-    assert (first.iteration, first.rate, first.losses) == (0, 0.0, state.evaluation.losses)
+    assert (first.iteration, first.rate, first.losses) == (0, 0.0, state.losses)
     np.testing.assert_array_equal(state.result(), pictures.content)

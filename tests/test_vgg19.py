@@ -1,7 +1,7 @@
 """The network against keras.applications' own: its table, its feature maps, what each unit sees."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -9,8 +9,11 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from nst_engine.vgg19 import CONVOLUTION_NAMES, CONVOLUTIONS, LAYERS, Layer, deepest, feature_extractor
+from nst_engine.vgg19 import CONVOLUTION_NAMES, CONVOLUTIONS, LAYERS, Layer, Network, deepest, names_down_to
 from nst_engine.weights import Weights, load
+
+if TYPE_CHECKING:
+    from nst_engine.vgg19 import Kernels
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,8 @@ def test_feature_maps_are_those_of_keras(
     theirs = keras.Model(
         keras_network.inputs[0], {name: keras_network.get_layer(name).output for name in CONVOLUTION_NAMES}
     )(noise)
-    ours = feature_extractor(kernels, layers=CONVOLUTION_NAMES, pooling="max", dtype="float32", on_cpu=on_cpu)(noise)
+    network = Network(kernels, dtype="float32", on_cpu=on_cpu)
+    ours = network.features(noise, CONVOLUTION_NAMES, pooling="max")
     assert set(ours) == set(CONVOLUTION_NAMES)
     for layer in CONVOLUTIONS:
         maps = ours[layer.name].numpy()
@@ -59,9 +63,7 @@ def test_feature_maps_are_those_of_keras(
 @pytest.mark.parametrize(("pooling", "reduce"), [("max", np.max), ("average", np.mean)])
 def test_pooling(random_network: Weights, noise: NDArray[np.float32], pooling: Any, reduce: Any) -> None:
     layers = ["block1_conv2", "block2_conv1"]
-    maps = feature_extractor(random_network.kernels, layers=layers, pooling=pooling, dtype="float32", on_cpu=True)(
-        noise
-    )
+    maps = Network(random_network.kernels, dtype="float32", on_cpu=True).features(noise, layers, pooling=pooling)
     before = maps["block1_conv2"].numpy()[0].astype(np.float64)
     pooled = reduce(before[:36, :44].reshape(18, 2, 22, 2, 64), axis=(1, 3))
     padded = np.pad(pooled, ((1, 1), (1, 1), (0, 0)))
@@ -80,22 +82,53 @@ def test_pooling(random_network: Weights, noise: NDArray[np.float32], pooling: A
     ],
 )
 def test_the_network_ends_at_the_deepest_layer_asked_for(
-    random_network: Weights, layers: list[str], last: str, size: int
+    random_network: Weights, noise: NDArray[np.float32], layers: list[str], last: str, size: int
 ) -> None:
-    network = feature_extractor(random_network.kernels, layers=layers, pooling="max", dtype="float32", on_cpu=True)
+    asked = RecordingKernels(random_network.kernels)
+    maps = Network(asked, dtype="float32", on_cpu=True).features(noise, layers, pooling="max")
     assert deepest(layers) == last
-    assert [layer.name for layer in network.layers][1:] == [layer.name for layer in LAYERS][1 : size + 1]
-    assert network.layers[-1].name == last
-    assert set(network.output) == set(layers)
-    assert not network.trainable_weights
+    assert names_down_to(last) == tuple(layer.name for layer in LAYERS[1 : size + 1])
+    assert asked.names == [layer.name for layer in LAYERS[1 : size + 1] if layer.kind == "convolution"]
+    assert set(maps) == set(layers)
+
+
+class RecordingKernels(dict[str, Any]):
+    """Kernels that note which layers' arrays they were asked for."""
+
+    def __init__(self, kernels: "Kernels") -> None:
+        super().__init__(kernels)
+        self.names: list[str] = []
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.append(name)
+        return super().__getitem__(name)
+
+
+def test_each_convolution_is_built_once(random_network: Weights, noise: NDArray[np.float32]) -> None:
+    """Whatever asks for it: another depth, another pooling, or a trace."""
+    asked = RecordingKernels(random_network.kernels)
+    network = Network(asked, dtype="float32", on_cpu=True)
+    traced = tf.function(lambda pictures: network.features(pictures, ["block1_conv2"], pooling="max"))
+    first = traced(noise)["block1_conv2"].numpy()
+    again = network.features(noise, ["block1_conv2", "block2_conv1"], pooling="average")["block1_conv2"].numpy()
+    np.testing.assert_allclose(again, first, rtol=1e-6, atol=1e-6 * first.max())
+    assert asked.names == ["block1_conv1", "block1_conv2", "block2_conv1"]
+    assert network.layer("block1_conv1", pooling="max") is network.layer("block1_conv1", pooling="average")
+    assert network.layer("block1_conv1", pooling="max").trainable_weights == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_feature_maps_have_the_dtype_asked_for(random_network: Weights, noise: NDArray[np.float32], dtype: str) -> None:
-    network = feature_extractor(
-        random_network.kernels, layers=["block2_conv1"], pooling="max", dtype=dtype, on_cpu=True
-    )
-    assert network(tf.cast(noise, dtype))["block2_conv1"].dtype == dtype
+@pytest.mark.parametrize("on_cpu", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_maps_and_weights_have_the_dtype_asked_for(
+    random_network: Weights, noise: NDArray[np.float32], dtype: str, on_cpu: bool
+) -> None:
+    network = Network(random_network.kernels, dtype=dtype, on_cpu=on_cpu)
+    maps = network.features(tf.cast(noise, dtype), ["block2_conv1"], pooling="max")
+    assert maps["block2_conv1"].dtype == dtype
+    shapes = {"kernel": (3, 3, 3, 64), "bias": (64,)} | ({"mirrored": (3, 3, 64, 3)} if on_cpu else {})
+    assert {
+        weight.name: (weight.dtype, weight.shape) for weight in network.layer("block1_conv1", pooling="max").weights
+    } == {name: (dtype, shape) for name, shape in shapes.items()}
 
 
 SIDE, NARROW = 320, 16
@@ -115,12 +148,14 @@ def linear_network(request: pytest.FixtureRequest) -> Any:
         )
         for layer in CONVOLUTIONS
     }
-    network = feature_extractor(kernels, layers=CONVOLUTION_NAMES, pooling="average", dtype="float32", on_cpu=True)
+    # Winograd's rounding is not zero where nothing is seen.
+    network = Network(kernels, dtype="float32", on_cpu=False)
     sides = (SIDE, NARROW) if request.param == 0 else (NARROW, SIDE)
     strip = tf.ones((1, *sides, 3))
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(strip)
-        lines = {name: tf.reduce_sum(maps[0, ..., 0], axis=1 - request.param) for name, maps in network(strip).items()}
+        maps = network.features(strip, CONVOLUTION_NAMES, pooling="average")
+        lines = {name: tf.reduce_sum(found[0, ..., 0], axis=1 - request.param) for name, found in maps.items()}
         middles = {
             layer.name: [lines[layer.name][SIDE // layer.stride // 2 + shift] for shift in (0, 1)]
             for layer in CONVOLUTIONS

@@ -1,6 +1,7 @@
 """The weight files: the official one's address, where it is looked for, its download, its layouts, its checks."""
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +18,7 @@ from nst_engine import weights
 from nst_engine.errors import WeightsError
 from nst_engine.images import preprocess
 from nst_engine.samples import content_sample
-from nst_engine.vgg19 import CONVOLUTION_NAMES, CONVOLUTIONS, feature_extractor
+from nst_engine.vgg19 import CONVOLUTION_NAMES, CONVOLUTIONS, Network
 from nst_engine.weights import Weights, cache_path, download, find, load, random_weights, read
 
 FILE_NAME = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -276,6 +277,16 @@ class TestRead:
         assert sentence.endswith("); delete it and run 'nst weights --fetch'.")
         assert "\n" not in sentence
 
+    def test_a_file_that_was_changed_after_it_was_checked_is_not_read(self, tmp_path: Path) -> None:
+        path = write_layout(tmp_path / "weights.h5")
+        loaded = read(path)
+        with h5py.File(path, "r+") as file:
+            file["block1_conv1/bias:0"][0] = 7
+        os.utime(path, ns=(0, 0))
+        with pytest.raises(WeightsError) as failure:
+            loaded.kernels["block1_conv1"]
+        assert str(failure.value) == f"{path}: this weight file was changed while it was in use; try again."
+
     def test_another_file_in_the_cache_is_not_taken_for_the_official_one(self) -> None:
         cache_path().parent.mkdir(parents=True)
         md5 = hashlib.md5(write_layout(cache_path()).read_bytes()).hexdigest()
@@ -289,10 +300,8 @@ class TestRead:
 
 @pytest.fixture(scope="module")
 def activations(random_network: Weights) -> dict[str, NDArray[np.float32]]:
-    network = feature_extractor(
-        random_network.kernels, layers=CONVOLUTION_NAMES, pooling="max", dtype="float32", on_cpu=True
-    )
-    maps = network(preprocess(content_sample(96, 128))[np.newaxis])
+    network = Network(random_network.kernels, dtype="float32", on_cpu=True)
+    maps = network.features(preprocess(content_sample(96, 128))[np.newaxis], CONVOLUTION_NAMES, pooling="max")
     return {name: np.asarray(found) for name, found in maps.items()}
 
 

@@ -1,0 +1,128 @@
+"""The benchmarks run from one command, and leave their figures and a table of contents."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ["iteration", "sizes"]
+TIMED = {"median": float, "seconds": [float], "peak_bytes": int}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the results of a quick run."""
+    folder = tmp_path_factory.mktemp("results")
+    benchmark("--quick", f"--only={','.join(NAMES)}", f"--results={folder}")
+    return folder
+
+
+def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+
+
+def shape(value: Any) -> Any:
+    """The keys and types of a JSON value; a list is that of its first item."""
+    match value:
+        case dict():
+            return {key: shape(item) for key, item in value.items()}
+        case list():
+            return [shape(item) for item in value[:1]]
+        case _:
+            return type(value)
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of all Markdown tables in a text, without the lines below their heads."""
+    lines = [line for line in table.splitlines() if line.startswith("|") and not line.startswith("|---")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_they_leave_a_page_and_the_figures_of_each_and_a_table_of_contents(results: Path) -> None:
+    assert {path.name for path in results.iterdir()} == {
+        "README.md",
+        "measured.json",
+        *(f"{name}.{kind}" for name in NAMES for kind in ("md", "json")),
+    }
+    measured = json.loads((results / "measured.json").read_text())
+    versions = {"Python": str, "nst": str, "TensorFlow": str, "Keras": str, "Prefect": str}
+    noted = {"date": str, "machine": str, "versions": versions, "minutes": float}
+    assert shape(measured) == dict.fromkeys(NAMES, noted)
+    head, *rows = rows_of((results / "README.md").read_text())
+    assert head == ["benchmark", "measures", "figures", "date", "minutes", "machine", "versions"]
+    assert [(row[0], row[2], row[3]) for row in rows] == [
+        (f"[{name}]({name}.md)", f"[JSON]({name}.json)", measured[name]["date"]) for name in NAMES
+    ]
+
+
+def test_the_iteration_has_a_row_a_scheme_and_pytorchs_where_it_is_installed(results: Path) -> None:
+    found = json.loads((results / "iteration.json").read_text())
+    has_torch = "torch-float32" in found
+    nst = {**TIMED, "losses": [float]}
+    torch = {**nst, "layout": str, "versions": {"Python": str, "PyTorch": str}}
+    assert shape(found) == {
+        "rows": int,
+        "columns": int,
+        "weights": str,
+        "xla": bool,
+        "cores": int,
+        "versions": {"Python": str, "TensorFlow": str, "Keras": str},
+        "gflop": float,
+        "product": {"name": str, "device": str, "float32": float, "bfloat16": float},
+        "keras": TIMED,
+        "float32": nst,
+        "bfloat16": nst,
+        **({"torch-float32": torch, "torch-bfloat16": torch} if has_torch else {}),
+    }
+    page = (results / "iteration.md").read_text()
+    assert [row[0] for row in rows_of(page)] == [
+        "",
+        "Keras example: three pictures an iteration",
+        "nst, float32",
+        "nst, bfloat16",
+        *(["PyTorch, float32", "PyTorch, bfloat16"] if has_torch else []),
+        "matrix product, 2048 x 2048, float32",
+        "matrix product, 2048 x 2048, bfloat16",
+    ]
+    assert ("PyTorch is not installed here" in page) is not has_torch
+
+
+def test_the_sizes_have_a_row_a_size_and_precision(results: Path) -> None:
+    found = json.loads((results / "sizes.json").read_text())
+    precisions = list(found["measured"][0]["precisions"])
+    assert precisions in (["float32"], ["float32", "bfloat16"])
+    nst = {"how": str, "estimate_bytes": int, **TIMED}
+    row = {"rows": int, "columns": int, "precisions": dict.fromkeys(precisions, nst)}
+    assert {key: shape(value) for key, value in found.items()} == {
+        "device": str,
+        "cores": int,
+        "versions": {"Python": str, "TensorFlow": str},
+        "preset": str,
+        "optimizer": str,
+        "weights": str,
+        "max_memory_gb": type(None),
+        "measured": [{**row, "keras": TIMED}],
+    }
+    assert [shape(size) for size in found["measured"]] == [{**row, "keras": TIMED}, row]
+    head, *cells = rows_of((results / "sizes.md").read_text())
+    assert len(head) == 10
+    assert [line[:3] for line in cells] == [
+        [size, precision, "As a whole"] for size in ("32 x 42", "48 x 64") for precision in precisions
+    ]
+    assert all(re.fullmatch(r"\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)", line[5]) for line in cells)
+    # The Keras example is given the smaller size only.
+    assert [all(line[7:]) for line in cells] == [line[0] == "32 x 42" for line in cells]
+
+
+def test_a_benchmark_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        benchmark("--only=sizes,speed")
+    assert refused.value.returncode == 2
