@@ -28,13 +28,7 @@ lint: venv
 	$(BIN)/lint-imports
 
 bench: venv
-	$(BIN)/python -m benchmarks.iteration
-	$(BIN)/python -m benchmarks.startup
-	$(BIN)/python -m benchmarks.burst
-	$(BIN)/python -m benchmarks.service
-	$(BIN)/python -m benchmarks.gallery
-	$(BIN)/python -m benchmarks.style_targets
-	$(BIN)/python -m benchmarks.tiling
+	$(BIN)/python -m benchmarks
 
 # Needs uv on the path; run it after a change of the dependencies in pyproject.toml.
 lock:

@@ -1,7 +1,7 @@
 """How the Prefect server holds a burst: many jobs as in-process subflows of one run, some at once, each with four tiny
 tasks, a progress artifact that moves and a markdown artifact, while another process asks the API all the time.
 
-python -m benchmarks.burst [--jobs 250] [--at-once 12]
+python -m benchmarks.burst [--jobs 250] [--at-once 12] [--json FILE]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -69,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure how the Prefect server holds a burst of jobs.")
     parser.add_argument("--jobs", type=int, default=250, help="subflows in all")
     parser.add_argument("--at-once", type=int, default=12, help="subflows that run at once")
+    parser.add_argument("--json", type=Path, help="write all figures to this file too")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -77,6 +78,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home, _server(Path(home)) as url:
         burst = run_burst(url, jobs=options.jobs, at_once=options.at_once)
     print(_table(burst, options.jobs, options.at_once))
+    if options.json:
+        report = {
+            "cores": os.cpu_count(),
+            "versions": _versions(),
+            "jobs": options.jobs,
+            "at_once": options.at_once,
+            **asdict(burst),
+        }
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def run_burst(url: str, *, jobs: int, at_once: int) -> Burst:
@@ -211,15 +221,19 @@ def _run_jobs(jobs: int, at_once: int) -> dict[str, object]:
     return burst()
 
 
+def _versions() -> dict[str, str]:
+    return {"Python": platform.python_version()} | {name: version(name.lower()) for name in ("Prefect", "FastAPI")}
+
+
 def _table(burst: Burst, jobs: int, at_once: int) -> str:
     # Imported after the measurement, as it needs TensorFlow.
     load_tensorflow()
     from nst_engine.hardware import cpu_model
 
     answers = burst.answers
-    versions = ", ".join(f"{name} {version(name.lower())}" for name in ("Prefect", "FastAPI"))
+    versions = ", ".join(f"{name} {number}" for name, number in _versions().items())
     lines = [
-        f"{cpu_model()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}; {jobs} jobs, "
+        f"{cpu_model()}, {os.cpu_count()} cores; {versions}; {jobs} jobs, "
         f"{at_once} at once, of four tasks, {MOVES} progress updates and {MARKDOWN_BYTES // 1000} KB of markdown each.",
         "",
         "| | |",

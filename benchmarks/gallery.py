@@ -1,6 +1,6 @@
 """How fast the gallery answers on a database of 100,000 jobs: a real server, asked one request after another.
 
-python -m benchmarks.gallery [--jobs 100000] [--repeats 7]
+python -m benchmarks.gallery [--jobs 100000] [--repeats 7] [--json FILE]
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from storage.models import Attempt, Job, JobState, LossPoint, Night, NightState,
 from storage.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PRESETS = ("default", "gatys-2015", "keras-2016")
 COLLECTIONS = (None, *(f"collection {number:02}" for number in range(20)))
 WORDS = ("lake", "harbour", "portrait", "alley", "bridge", "tower", "meadow", "river", "night", "street")
@@ -45,10 +44,11 @@ NIGHTS = 200
 
 
 def main() -> None:
-    """Make the database, ask for every kind of page and write the results as Markdown and JSON."""
+    """Make the database, ask for every kind of page and print the table."""
     parser = argparse.ArgumentParser(description="Measure how fast the gallery answers.")
     parser.add_argument("--jobs", type=int, default=100_000, help="jobs in the database")
     parser.add_argument("--repeats", type=int, default=7, help="requests for each page")
+    parser.add_argument("--json", type=Path, help="write all figures to this file too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -57,10 +57,9 @@ def main() -> None:
         with _gallery(home) as address:
             figures = _measure(address, options.jobs, options.repeats)
     report = {"machine": _machine(), "jobs": options.jobs, "database_bytes": size, "seconds": figures}
-    (RESULTS / "gallery.json").write_text(f"{json.dumps(report, indent=2)}\n", encoding="utf-8")
-    text = _table(report)
-    (RESULTS / "gallery.md").write_text(f"{text}\n", encoding="utf-8")
-    print(text)
+    print(_table(report))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _pages(jobs: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 pictures, seeded weights. Each part is a table; run it on a machine that does nothing else.
 
 python -m benchmarks.service [--idle-seconds 600] [--only warmth,cold,latency,thousand,cancel,overtake,idle]
+    [--json FILE]
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +40,7 @@ from benchmarks.service_jobs import (
     memory_of,
     moment_of,
     move_in,
+    parts_of,
     run_alone,
     settings_of,
     stage_pairs,
@@ -46,6 +49,7 @@ from benchmarks.service_jobs import (
     wait_until_still,
     wait_when,
 )
+from benchmarks.timing import spread
 from flows.settings import Settings
 from nst_engine.images import encode_png
 from nst_engine.samples import content_sample, style_sample
@@ -74,13 +78,28 @@ SETTINGS = {
 CHUNK_SECONDS: float = SETTINGS["chunk_seconds"]
 
 
+@dataclass(frozen=True)
+class Table:
+    """What a part found: a caption, the columns' heads and the rows, in words."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        lines = [f"| {' | '.join(cells)} |" for cells in (self.head, *self.rows)]
+        return "\n".join([self.caption, "", lines[0], "|---" * len(self.head) + "|", *lines[1:]])
+
+
 def main() -> None:
     """Measure the parts that are asked for, each service after the other, and print a table of each."""
     parser = argparse.ArgumentParser(description="Measure what the service costs beyond the engine.")
     parser.add_argument("--idle-seconds", type=float, default=600, help="how long the idle service is looked at")
+    parser.add_argument("--json", type=Path, help="write all tables to this file too")
     parser.add_argument("--only", type=_names, default=[*PARTS], help=f"some of {','.join(PARTS)}")
     options = parser.parse_args()
     print(_machine(), flush=True)
+    tables: dict[str, Table] = {}
     # The thousand jobs are left undone, so they have a service of their own.
     for names in ([name for name in PARTS if name != "thousand"], ["thousand"]):
         wanted = [name for name in names if name in options.only]
@@ -90,7 +109,11 @@ def main() -> None:
             # The first job of a service also pays for the engine's trace.
             run_alone(service, "first")
             for name in wanted:
-                print(f"\n{PARTS[name](service, options.idle_seconds)}", flush=True)
+                tables[name] = PARTS[name](service, options.idle_seconds)
+                print(f"\n{tables[name]}", flush=True)
+    if options.json:
+        report = {"machine": _machine(), "tables": {name: asdict(table) for name, table in tables.items()}}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _names(text: str) -> list[str]:
@@ -112,7 +135,7 @@ def _machine() -> str:
     )
 
 
-def _warmth(service: Service, _idle_seconds: float) -> str:
+def _warmth(service: Service, _idle_seconds: float) -> Table:
     alone = statistics.median(
         engine_seconds(service, run_alone(service, f"alone{number}").id) for number in range(ALONE_JOBS)
     )
@@ -123,7 +146,7 @@ def _warmth(service: Service, _idle_seconds: float) -> str:
     ahead = sum(started < before for (before, _), (_, started) in itertools.pairwise(spans))
     processes = len({job.attempts[-1].pid for job in jobs})
     wait_until_idle(service)
-    return _table(
+    return Table(
         f"A burst of {WARM_JOBS} pairs, dropped at once. The same cores prepare and publish other jobs meanwhile, "
         "which slows the engine down; so what a job costs beyond it is given in two ways.",
         ("", ""),
@@ -139,7 +162,7 @@ def _warmth(service: Service, _idle_seconds: float) -> str:
     )
 
 
-def _cold(service: Service, _idle_seconds: float) -> str:
+def _cold(service: Service, _idle_seconds: float) -> Table:
     """`nst run` for the service's home and on its Prefect server, so that only the process is cold."""
     folder = service.home / "cold"
     folder.mkdir()
@@ -167,19 +190,19 @@ def _cold(service: Service, _idle_seconds: float) -> str:
         whole.append(time.perf_counter() - began)
         engine.append(engine_seconds(service, json.loads(done.stdout)["id"]))
     beyond = [seconds - own for seconds, own in zip(whole, engine, strict=True)]
-    return _table(
+    return Table(
         f"A cold process a job: `nst run`, {COLD_RUNS} times one after the other, on a Prefect server that runs. Its "
         "engine seconds include the trace, which a warm engine has.",
         ("", "seconds: median (least to most)"),
         [
-            ("the whole process", _spread(whole)),
-            ("the engine", _spread(engine)),
-            ("**beyond the engine**", f"**{_spread(beyond)}**"),
+            ("the whole process", spread(whole)),
+            ("the engine", spread(engine)),
+            ("**beyond the engine**", f"**{spread(beyond)}**"),
         ],
     )
 
 
-def _latency(service: Service, _idle_seconds: float) -> str:
+def _latency(service: Service, _idle_seconds: float) -> Table:
     drops = []
     for number in range(DROPS):
         (name,) = drop_pairs(service, [f"single{number}"])
@@ -203,16 +226,16 @@ def _latency(service: Service, _idle_seconds: float) -> str:
         "**until the result is there**",
         "of the engine in this",
     )
-    return _table(
+    return Table(
         f"A single drop into an idle service, {DROPS} times: seconds after its last file was moved into the inbox, "
         f"where it has to lie still for {SETTINGS['settle_seconds']:g} s; phase and first loss are looked for 20 times "
         "a second.",
         ("", "seconds: median (least to most)"),
-        [(step, _spread(seconds)) for step, seconds in zip(steps, zip(*drops, strict=True), strict=True)],
+        [(step, spread(seconds)) for step, seconds in zip(steps, zip(*drops, strict=True), strict=True)],
     )
 
 
-def _thousand(service: Service, _idle_seconds: float) -> str:
+def _thousand(service: Service, _idle_seconds: float) -> Table:
     names = [f"many{number:04}" for number in range(THOUSAND)]
     files = stage_pairs(service, names, rows=THOUSAND_ROWS, iterations=ITERATIONS)
     goal = sum(service.store.counts().values()) + THOUSAND
@@ -225,7 +248,7 @@ def _thousand(service: Service, _idle_seconds: float) -> str:
         seconds=PATIENCE_SECONDS,
     )
     created = [job.created_at for job in service.jobs() if job.name in set(names)]
-    return _table(
+    return Table(
         f"{THOUSAND} pairs of {THOUSAND_ROWS} rows with a settings file each ({len(files)} files) moved into the "
         "inbox at once; the service is stopped when they are recorded.",
         ("until", "seconds after the first file was moved"),
@@ -237,7 +260,7 @@ def _thousand(service: Service, _idle_seconds: float) -> str:
     )
 
 
-def _cancel(service: Service, _idle_seconds: float) -> str:
+def _cancel(service: Service, _idle_seconds: float) -> Table:
     ways = (("command", "`nst cancel`", cancel_by_command), ("api", "Prefect's API", cancel_by_api))
     rows = []
     for key, way, cancel in ways:
@@ -249,7 +272,7 @@ def _cancel(service: Service, _idle_seconds: float) -> str:
             still.append(_seconds(began, wait_until_still(service)))
             cancelled.append(_seconds(began, cancelled_at(service, job)))
             wait_until_idle(service)
-        rows.append((f"{way}, a job alone", _spread(cancelled), _spread(still)))
+        rows.append((f"{way}, a job alone", spread(cancelled), spread(still)))
     for key, way, cancel in ways:
         # So many that always as many are at work.
         names = [f"burst-{key}-{number}" for number in range(LONG_AT_ONCE + CANCELS - 1)]
@@ -261,8 +284,8 @@ def _cancel(service: Service, _idle_seconds: float) -> str:
             cancel(service, job)
             cancelled.append(_seconds(began, cancelled_at(service, job)))
         end_jobs(service, names)
-        rows.append((f"{way}, the job of a burst that has the GPU", _spread(cancelled), ""))
-    return _table(
+        rows.append((f"{way}, the job of a burst that has the GPU", spread(cancelled), ""))
+    return Table(
         f"Cancelling a job in mid-work, {CANCELS} times each: seconds from the start of the command or request, median "
         f"(least to most). A chunk takes {CHUNK_SECONDS:g} s; of a burst {LONG_AT_ONCE} jobs are at work at once.",
         ("", "until the job is cancelled", "until the GPU worker stands still"),
@@ -270,13 +293,13 @@ def _cancel(service: Service, _idle_seconds: float) -> str:
     )
 
 
-def _overtake(service: Service, _idle_seconds: float) -> str:
+def _overtake(service: Service, _idle_seconds: float) -> Table:
     rows = [_overtaking(service, "an idle service")]
     names = drop_pairs(service, [f"bulk{number}" for number in range(LONG_AT_ONCE)], iterations=LONG)
     at_work(service, names)
     rows.append(_overtaking(service, f"a burst of {LONG_AT_ONCE} long jobs"))
     end_jobs(service, names)
-    return _table(
+    return Table(
         f"A drop of one iteration, {OVERTAKES} times each: seconds from the start of its phase optimise, looked at 20 "
         "times a second, median (least to most). They hold the import of Dask, the wait for the GPU and its own work. "
         f"A chunk of the bulk jobs takes {CHUNK_SECONDS:g} s; what they computed meanwhile is at most the last column, "
@@ -303,22 +326,12 @@ def _overtaking(service: Service, where: str) -> tuple[str, ...]:
         (job,) = wait_until_completed(service, [name])
         others.append(second[-1] - engine_seconds(service, job.id))
     chunks = [seconds / CHUNK_SECONDS for seconds in second]
-    return where, _spread(first), _spread(second), _spread(chunks), _spread(others)
+    return where, spread(first), spread(second), spread(chunks), spread(others)
 
 
-def _idle(service: Service, idle_seconds: float) -> str:
+def _idle(service: Service, idle_seconds: float) -> Table:
     wait_until_idle(service)
-    parts = {
-        "up": [service.process_id],
-        "prefect": service.part("prefect"),
-        "scheduler": service.part("scheduler"),
-        "gpu-worker nanny": service.processes("flows.cluster worker"),
-        "gpu-worker": service.part("gpu-worker"),
-        "flow-worker": service.part("flow-worker"),
-        "sensor": service.part("sensor"),
-    }
-    known = {pid for pids in parts.values() for pid in pids}
-    parts["other processes"] = [pid for pid in service.processes("") if pid not in known]
+    parts = parts_of(service)
     before = {name: sum(map(cpu_seconds, pids)) for name, pids in parts.items()}
     began = time.monotonic()
     time.sleep(idle_seconds)
@@ -327,7 +340,7 @@ def _idle(service: Service, idle_seconds: float) -> str:
     memory = {name: sum(map(memory_of, pids)) for name, pids in parts.items()}
     figures = [(name, spent[name], memory[name]) for name in parts]
     figures.append(("**all**", sum(spent.values()), sum(memory.values())))
-    return _table(
+    return Table(
         f"Idle for {seconds:.0f} s after {sum(service.store.counts().values())} jobs.",
         ("part", "CPU seconds", "of one core", "memory (PSS)"),
         [(name, f"{cpu:.2f}", f"{cpu / seconds:.2%}", f"{size / 1e6:.0f} MB") for name, cpu, size in figures],
@@ -338,16 +351,7 @@ def _seconds(began: datetime, ended: datetime) -> float:
     return (ended - began).total_seconds()
 
 
-def _spread(seconds: Sequence[float]) -> str:
-    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
-
-
-def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    return "\n".join([caption, "", lines[0], "|---" * len(head) + "|", *lines[1:]])
-
-
-PARTS: dict[str, Callable[[Service, float], str]] = {
+PARTS: dict[str, Callable[[Service, float], Table]] = {
     "warmth": _warmth,
     "cold": _cold,
     "latency": _latency,

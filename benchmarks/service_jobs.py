@@ -3,6 +3,7 @@ processes use."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -181,6 +182,31 @@ def wait_until_idle(service: Service) -> None:
 def engine_seconds(service: Service, job_id: str) -> float:
     """The seconds that the engine spent on a job, by its last loss point."""
     return service.store.losses(job_id)[-1].seconds
+
+
+def parts_of(service: Service) -> dict[str, list[int]]:
+    """The processes of a service that runs, by the part that they are."""
+    parts = {
+        "up": [service.process_id],
+        "prefect": service.part("prefect"),
+        "scheduler": service.part("scheduler"),
+        "gpu-worker nanny": service.processes("flows.cluster worker"),
+        "gpu-worker": service.part("gpu-worker"),
+        "flow-worker": service.part("flow-worker"),
+        "sensor": service.part("sensor"),
+        "flow runs": service.part("flow"),
+    }
+    known = {pid for pids in parts.values() for pid in pids}
+    return parts | {"other processes": [pid for pid in service.processes("") if pid not in known]}
+
+
+def cpu_seconds_of(pids: Sequence[int]) -> dict[int, float]:
+    """The `cpu_seconds` of those of the processes that still run."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found[pid] = cpu_seconds(pid)
+    return found
 
 
 def cpu_seconds(pid: int) -> float:

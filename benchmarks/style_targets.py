@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.timing import spread
 from nst_engine.startup import load_tensorflow
 
 PRESET = "keras-2016"
@@ -127,7 +128,7 @@ def _tables(report: dict[str, Any]) -> str:
         "|---|---|---|",
     ]
     lines += [
-        f"| {kind} | {_spread(report['first_loss'][kind])} | {_spread(report['job'][kind])} |"
+        f"| {kind} | {spread(report['first_loss'][kind])} | {spread(report['job'][kind])} |"
         for kind in (UNKNOWN, KNOWN)
     ]
     saved = [
@@ -147,10 +148,6 @@ def _tables(report: dict[str, Any]) -> str:
         for setting, found in report["reuse"].items()
     ]
     return "\n".join(lines)
-
-
-def _spread(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
 
 
 if __name__ == "__main__":
