@@ -21,6 +21,8 @@ from tests.service_process import ENDED, Service
 
 ROWS, ITERATIONS = 64, 40
 PATIENCE_SECONDS = 900
+# On top of that for each of several jobs: on two cores one of 400 rows and 40 iterations takes more than half a minute.
+PATIENCE_SECONDS_A_JOB = 300
 PHASES: tuple[Phase, ...] = ("preprocess", "optimise", "deprocess", "publish")
 # A GPU worker that takes less of a core for so long computes nothing.
 STILL_CORES, STILL_SECONDS, SAMPLE_SECONDS = 0.2, 1.0, 0.1
@@ -88,7 +90,8 @@ def wait_until_completed(service: Service, names: Sequence[str]) -> list[Job]:
         done = sorted(job.name for job in jobs if job.state is JobState.COMPLETED) == sorted(names)
         return jobs if done else []
 
-    return service.wait(f"{names[0]} and those with it are completed", look, seconds=PATIENCE_SECONDS)
+    patience = PATIENCE_SECONDS + PATIENCE_SECONDS_A_JOB * len(names)
+    return service.wait(f"{names[0]} and those with it are completed", look, seconds=patience)
 
 
 def require_no_failure(service: Service) -> None:

@@ -1,6 +1,7 @@
 """What a picture of each size costs on this machine: seconds an evaluation and peak memory, worked on in the way that
 the engine chooses by itself, and the Keras example's scheme beside it where that still fits. Every measurement has a
-process of its own, so that its peak memory is its own.
+process of its own, so that its peak memory is its own; one that the kernel kills, as it does where memory runs out,
+costs its own row only.
 
     python -m benchmarks.sizes [--rows 200,400,...] [--repeats 5] [--max-memory GB] [--keras-up-to 800]
         [--weights random|PATH] [--json FILE]
@@ -12,9 +13,10 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,15 +42,15 @@ def main() -> None:
             load_tensorflow()
         print(json.dumps(_CHILDREN[options.child](options)))
         return
-    machine = _measure("machine", options)
+    machine = answer(_command("machine", options))
     measured = []
     for rows in options.rows:
         sizes = {"rows": rows, "columns": _columns(rows)}
         row: dict[str, Any] = {**sizes, "precisions": {}}
         for precision in machine["precisions"]:
-            row["precisions"][precision] = _measure("nst", options, rows=rows, precision=precision)
+            row["precisions"][precision] = measurement(_command("nst", options, rows=rows, precision=precision))
         if rows <= options.keras_up_to:
-            row["keras"] = _measure("keras", options, rows=rows)
+            row["keras"] = measurement(_command("keras", options, rows=rows))
         measured.append(row)
         # Some take minutes.
         print(json.dumps(row), file=sys.stderr, flush=True)
@@ -62,7 +64,7 @@ def main() -> None:
         "max_memory_gb": options.max_memory,
         "measured": measured,
     }
-    print(_table(report))
+    print(table(report))
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -84,7 +86,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-def _measure(child: str, options: argparse.Namespace, *, rows: int = 0, precision: str = "") -> Any:
+def _command(child: str, options: argparse.Namespace, *, rows: int = 0, precision: str = "") -> list[str]:
     arguments: dict[str, object] = {
         "child": child,
         "rows": rows,
@@ -94,9 +96,23 @@ def _measure(child: str, options: argparse.Namespace, *, rows: int = 0, precisio
     }
     if options.max_memory is not None:
         arguments["max-memory"] = options.max_memory
-    command = [sys.executable, "-m", "benchmarks.sizes", *(f"--{key}={value}" for key, value in arguments.items())]
+    return [sys.executable, "-m", "benchmarks.sizes", *(f"--{key}={value}" for key, value in arguments.items())]
+
+
+def answer(command: Sequence[str]) -> Any:
+    """The JSON on the last line of what a child prints; CalledProcessError when it fails."""
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def measurement(command: Sequence[str]) -> Any:
+    """The `answer` of a child, or {"killed": True} where the kernel has killed it."""
+    try:
+        return answer(command)
+    except subprocess.CalledProcessError as error:
+        if error.returncode != -signal.SIGKILL:
+            raise
+        return {"killed": True}
 
 
 def _columns(rows: int) -> int:
@@ -179,7 +195,8 @@ def _time_keras(options: argparse.Namespace) -> dict[str, Any]:
     return timed(example.iterate, _repeats(rows, options.repeats))
 
 
-def _table(report: dict[str, Any]) -> str:
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     limit = "none given" if report["max_memory_gb"] is None else f"{report['max_memory_gb']:g} GB"
     lines = [
@@ -202,6 +219,8 @@ def _table(report: dict[str, Any]) -> str:
 def _cells(found: dict[str, Any], *, pixels: int) -> list[str]:
     if "refused" in found:
         return ["does not fit", "", "", "", ""]
+    if "killed" in found:
+        return ["killed", "", "", "", ""]
     return [
         found["how"],
         f"{found['estimate_bytes'] / 1e9:.2f}",
@@ -214,7 +233,9 @@ def _cells(found: dict[str, Any], *, pixels: int) -> list[str]:
 def _keras_cells(keras: dict[str, Any] | None, found: dict[str, Any]) -> list[str]:
     if keras is None:
         return ["", "", ""]
-    ratio = "" if "refused" in found else f"{keras['median'] / found['median']:.1f}"
+    if "killed" in keras:
+        return ["killed", "", ""]
+    ratio = f"{keras['median'] / found['median']:.1f}" if "median" in found else ""
     return [spread(keras["seconds"]), f"{keras['peak_bytes'] / 1e9:.2f}", ratio]
 
 

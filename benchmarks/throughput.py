@@ -2,8 +2,8 @@
 one pair costs in a cold process. The service is a real `nst up` on a temporary home, into which all pairs are dropped
 at once; both are warm and see the same files. Run it on a machine that does nothing else.
 
-    python -m benchmarks.throughput [--pairs 50] [--rows 400] [--iterations 40] [--weights random|PATH]
-        [--device auto] [--json FILE]
+    python -m benchmarks.throughput [--pairs 50] [--bare-pairs N] [--rows 400] [--iterations 40]
+        [--weights random|PATH] [--device auto] [--json FILE]
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def main() -> None:
             **{name: version(name.lower()) for name in ("TensorFlow", "Prefect", "Distributed")},
         },
         "pairs": options.pairs,
+        "bare_pairs": options.bare_pairs,
         "rows": options.rows,
         "columns": _columns(options.rows),
         "iterations": options.iterations,
@@ -88,13 +89,19 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure jobs an hour through the service and without it.")
     parser.add_argument("--pairs", type=int, default=50, help="pairs that are dropped at once, after one before")
+    parser.add_argument("--bare-pairs", type=int, help="how many of them the bare engine does, by default all")
     parser.add_argument("--rows", type=int, default=400, help="rows of the pictures; the columns are 4/3 of them")
     parser.add_argument("--iterations", type=int, default=40, help="iterations of a job")
     parser.add_argument("--weights", default="random", help="random, imagenet or the path of a weight file")
     parser.add_argument("--device", default="auto", help="what computes: auto, cpu, gpu or gpu:N")
     parser.add_argument("--json", type=Path, help="write all figures to this file too")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.bare_pairs is None:
+        options.bare_pairs = options.pairs
+    if not 1 <= options.bare_pairs <= options.pairs:
+        parser.error(f"--bare-pairs is {options.bare_pairs}; give 1 to {options.pairs}, the number of pairs.")
+    return options
 
 
 def _columns(rows: int) -> int:
@@ -169,6 +176,8 @@ def _drop(service: Service, pairs: Path, names: Sequence[str]) -> None:
 def _measure_bare(pairs: Path, options: argparse.Namespace) -> Any:
     arguments = {
         "child": pairs,
+        "pairs": options.pairs,
+        "bare-pairs": options.bare_pairs,
         "rows": options.rows,
         "iterations": options.iterations,
         "weights": options.weights,
@@ -198,7 +207,7 @@ def _bare(options: argparse.Namespace) -> dict[str, Any]:
     names.remove(WARM_UP)
     paint(WARM_UP)
     began, processor = time.perf_counter(), time.process_time()
-    seconds = [paint(name) for name in names]
+    seconds = [paint(name) for name in names[: options.bare_pairs]]
     return {
         "device": engine.device.description,
         "precision": engine.precision(config),
@@ -227,28 +236,34 @@ def _cold(home: Path, pairs: Path, name: str, options: argparse.Namespace) -> fl
 
 def _table(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    service, bare, pairs = report["service"], report["bare"], report["pairs"]
+    service, bare, pairs, bare_pairs = (report[name] for name in ("service", "bare", "pairs", "bare_pairs"))
+    wall, bare_wall = service["wall_seconds"], bare["wall_seconds"]
     own, alone = sum(service["engine_seconds"]), sum(bare["engine_seconds"])
+    spent, bare_spent = sum(service["cpu_seconds"].values()), bare["cpu_seconds"]
+    some = "" if bare_pairs == pairs else f" The bare engine did {bare_pairs} of the pairs."
+
+    def times(seconds: float, bare_seconds: float) -> str:
+        return f"{(seconds / pairs) / (bare_seconds / bare_pairs):.2f}"
+
     lines = [
         f"{report['device']}, {report['cores']} cores; {versions}; {pairs} pairs of {report['rows']} x "
         f"{report['columns']} pixels, Adam, {report['iterations']} iterations, {report['precision']}, weights "
         f"{report['weights']}; the service has its defaults. Wall time goes from the first job's start to the last "
-        "result; engine seconds are those of the jobs' last loss points.",
+        f"result; engine seconds are those of the jobs' last loss points; the last column is of the seconds a "
+        f"pair.{some}",
         "",
         "| | `nst up`, dropped at once | bare engine, one after the other | times |",
         "|---|---|---|---|",
-        f"| wall time, s | {service['wall_seconds']:.1f} | {bare['wall_seconds']:.1f} "
-        f"| {service['wall_seconds'] / bare['wall_seconds']:.2f} |",
-        f"| **jobs an hour** | **{_an_hour(pairs, service)}** | **{_an_hour(pairs, bare)}** "
-        f"| {bare['wall_seconds'] / service['wall_seconds']:.2f} |",
-        f"| engine seconds | {own:.1f} | {alone:.1f} | {own / alone:.2f} |",
-        f"| of the wall time | {own / service['wall_seconds']:.0%} | {alone / bare['wall_seconds']:.0%} | |",
-        f"| processor seconds | {sum(service['cpu_seconds'].values()):.1f} | {bare['cpu_seconds']:.1f} "
-        f"| {sum(service['cpu_seconds'].values()) / bare['cpu_seconds']:.2f} |",
+        f"| wall time, s | {wall:.1f} | {bare_wall:.1f} | {times(wall, bare_wall)} |",
+        f"| **jobs an hour** | **{3600 * pairs / wall:,.0f}** | **{3600 * bare_pairs / bare_wall:,.0f}** "
+        f"| {(pairs / wall) / (bare_pairs / bare_wall):.2f} |",
+        f"| engine seconds | {own:.1f} | {alone:.1f} | {times(own, alone)} |",
+        f"| of the wall time | {own / wall:.0%} | {alone / bare_wall:.0%} | |",
+        f"| processor seconds | {spent:.1f} | {bare_spent:.1f} | {times(spent, bare_spent)} |",
         f"| wall time from the first file moved in, s | {service['from_drop_seconds']:.1f} | | |",
         "",
         f"`nst run` of one pair in a cold process, {len(report['cold_seconds'])} times: "
-        f"{spread(report['cold_seconds'])} s; a pair on the bare warm engine: {bare['wall_seconds'] / pairs:.2f} s.",
+        f"{spread(report['cold_seconds'])} s; a pair on the bare warm engine: {bare_wall / bare_pairs:.2f} s.",
         "",
         "Processor seconds of the service's parts meanwhile, and a job:",
         "",
@@ -257,10 +272,6 @@ def _table(report: dict[str, Any]) -> str:
         *(f"| {part} | {seconds:.1f} | {seconds / pairs:.2f} |" for part, seconds in service["cpu_seconds"].items()),
     ]
     return "\n".join(lines)
-
-
-def _an_hour(pairs: int, found: dict[str, Any]) -> str:
-    return f"{3600 * pairs / found['wall_seconds']:,.0f}"
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def _known_reference(options: argparse.Namespace) -> Any:
 def _child(options: argparse.Namespace) -> dict[str, Any]:
     from nst_engine.engine import Engine
     from nst_engine.images import decode
-    from nst_engine.pictures import fit_pictures
+    from nst_engine.pictures import Pictures, fit_pictures
     from nst_engine.presets import find_preset
     from nst_engine.samples import content_sample, style_sample
     from nst_engine.transfer import Budget, advance, start
@@ -146,17 +146,20 @@ def _child(options: argparse.Namespace) -> dict[str, Any]:
             "versions": {"Python": platform.python_version(), "TensorFlow": version("tensorflow")},
             "pictures_sha256": identity,
         }
-    # A warm engine, as a service has it: the first transfer only makes the traces.
-    advance(engine, start(engine, config, pictures)[0], Budget(iterations=1))
+    if options.child != "reference":
+        # A warm engine, as a service has it, which knows other pictures' targets only.
+        others = Pictures(pictures.content[:, ::-1].copy(), tuple(style[:, ::-1].copy() for style in pictures.styles))
+        advance(engine, start(engine, config, others)[0], Budget(iterations=config.scale_iterations or 1))
     state, first = start(engine, config, pictures)
     state, points = advance(engine, state, Budget())
     # Losses of a coarser scale are of other pictures.
-    curve = [(point.seconds, point.losses.total) for point in (first, *points) if point.scale == config.scales]
+    curve = [point for point in (first, *points) if point.scale == config.scales]
     return {
         "precision": state.precision,
         "pictures_sha256": identity,
-        "losses": [loss for _, loss in curve],
-        "seconds": [] if options.child == "reference" else [seconds for seconds, _ in curve],
+        "losses": [point.losses.total for point in curve],
+        "seconds": [] if options.child == "reference" else [point.seconds for point in curve],
+        "iterations": [] if options.child == "reference" else [point.iteration for point in curve],
     }
 
 
@@ -182,15 +185,16 @@ def _table(report: dict[str, Any]) -> str:
         f"| {REFERENCE} | float32 | {iterations * example:.0f} | {iterations} | 1 |",
     ]
     for name, runs in report["schemes"].items():
-        place, precision = _reached(runs[0], goal), runs[0]["precision"]
-        if place is None:
+        reached, precision = [_reached(run, goal) for run in runs], runs[0]["precision"]
+        places = [place for place in reached if place is not None]
+        if len(places) < len(runs):
             least = min(runs[0]["losses"])
             lines.append(f"| {name} | {precision} | not within {runs[0]['seconds'][-1]:.0f} s: {least:.5g} | | |")
             continue
-        seconds = [run["seconds"][place] for run in runs]
-        before = SCHEMES[name].get("scale_iterations", 0)
+        seconds = [run["seconds"][place] for run, place in zip(runs, places, strict=True)]
+        after = runs[0]["iterations"][places[0]]
         share = iterations * example / statistics.median(seconds)
-        lines.append(f"| {name} | {precision} | {spread(seconds)} | {before + place} | 1/{share:.0f} |")
+        lines.append(f"| {name} | {precision} | {spread(seconds)} | {after} | 1/{share:.0f} |")
     return "\n".join(lines)
 
 

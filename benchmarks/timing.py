@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+# Less than this has more than two digits behind the point.
+FINE_SECONDS = 0.02
+
 
 def timed(iterate: Callable[[], object], repeats: int) -> dict[str, Any]:
     """The seconds of each of `repeats` calls after one that is not timed, their median and the peak so far in bytes."""
@@ -30,5 +33,6 @@ def peak_bytes() -> int:
 
 
 def spread(seconds: Sequence[float]) -> str:
-    """Seconds as "median (least to most)"."""
-    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+    """Seconds as "median (least to most)", to the hundredth, or finer where that would be nearly all of it."""
+    digits = 2 if min(seconds) >= FINE_SECONDS else 5
+    return f"{statistics.median(seconds):.{digits}f} ({min(seconds):.{digits}f} to {max(seconds):.{digits}f})"

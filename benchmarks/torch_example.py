@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.add_argument("--repeats", type=int, required=True)
     options = parser.parse_args()
+    # float32 is to be float32, as it is in nst; by itself PyTorch rounds what goes into a GPU's convolutions to TF32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with np.load(options.file) as file:
         given = dict(file)
     example = TorchExample(

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal
 
+from prefect.logging import get_run_logger
 from prefect.runtime import deployment
 
 from flows.errors import JobCancelledError, JobInterruptedError, OrchestrationError
-from flows.leases import RENEWALS_A_LEASE
+from flows.leases import RENEWALS_A_LEASE, keeping
 from flows.runs import Runs, RunState, asking
 from flows.settings import Settings
 from nst_engine.config import TransferConfig
+from storage.errors import DatabaseError, JobStateError
 from storage.jobs import JobStore, utc_now
 from storage.models import Job, JobState
 from storage.workspace import Workspace
@@ -79,6 +82,22 @@ class Attempt:
         state = self.store.renew(self.job.id, attempt=self.number, lease_until=utc_now() + self.lease)
         if state is JobState.CANCELLING:
             raise JobCancelledError(f"Job {self.job.name} was cancelled.")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Renew the lease from another thread for the length of a block of a task that cannot do so itself."""
+        logger = get_run_logger()
+
+        def renew(lease_until: datetime) -> None:
+            # A job that is no longer ours stops where the watch looks next, or where it is completed.
+            with contextlib.suppress(JobStateError):
+                self.store.renew(self.job.id, attempt=self.number, lease_until=lease_until)
+
+        def warn(error: DatabaseError) -> None:
+            logger.warning("%s The job may be taken for dead and run by another.", error)
+
+        with keeping(renew, seconds=self.settings.lease_seconds, warn=warn):
+            yield
 
     def discard_copies(self) -> None:
         """Remove the files of a job that was made from copies; pictures that were dropped stay for another try."""

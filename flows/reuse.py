@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from flows.claim import bring_pictures, copy_dropped_files
@@ -80,7 +81,8 @@ def reuse_or_fail(store: JobStore, workspace: Workspace, job: Job) -> bool:
 
 def _is_whole(twin: Job) -> bool:
     try:
-        found = decode(Path(str(twin.result_folder)) / RESULT)
+        # A result may be larger than any picture that is taken in.
+        found = decode(Path(str(twin.result_folder)) / RESULT, max_pixels=sys.maxsize)
     except ImageError:
         return False
     if twin.snapshot_every is not None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
@@ -22,7 +23,7 @@ from flows.optimisation import LocalOptimisation, Optimisation, RemoteOptimisati
 from flows.report import LOSS_PLOT, RECORD, RESULT, plot_losses, result_document, result_files
 from flows.versions import versions
 from nst_engine.errors import NotFiniteError
-from nst_engine.images import decode, encode_png
+from nst_engine.images import decode, encode_png, require_file
 from nst_engine.pictures import Pictures, fit_pictures
 from nst_engine.startup import load_tensorflow
 from nst_engine.transfer import LossPoint, TransferState
@@ -38,6 +39,10 @@ CLUSTER_PATIENCE_SECONDS: Final = 120.0
 CHECKPOINT_PAUSE: Final = 20
 """The next checkpoint waits this many times as long as the last one took, if that is longer than it would wait anyway:
 of a very large picture one takes several seconds."""
+LONGEST_CHECKPOINT_PAUSE_SECONDS: Final = 600.0
+"""A checkpoint that took long makes the next one wait no longer than this: one stall of the disk or the network must
+not leave what comes after it unsaved. After one that took even longer, the next waits as long again, so that half of
+the time is left for the picture."""
 BEST: Final = "best.png"
 
 
@@ -70,7 +75,8 @@ def optimise(attempt: Attempt, pictures: Pictures) -> TransferState:
     """Run the optimisation stretch by stretch: write its losses in batches, save it, tell its progress."""
     attempt.enter("optimise")
     logger = get_run_logger()
-    saved = _saved_state(attempt, pictures)
+    with attempt.held():
+        saved = _saved_state(attempt, pictures)
     if saved is not None:
         logger.info("Going on from iteration %d", saved.iteration)
     attempt.store.note_first_iteration(
@@ -87,10 +93,12 @@ def optimise(attempt: Attempt, pictures: Pictures) -> TransferState:
             last = _follow(attempt, optimisation, watch, shown)
         except NotFiniteError as error:
             raise _with_best_picture(error, attempt.folder / BEST) from error
-        state = optimisation.state()
+        with attempt.held():
+            state = optimisation.state()
     shown.finish()
     if attempt.checkpoint.exists():
-        checkpoint.save(attempt.checkpoint, state)
+        with attempt.held():
+            checkpoint.save(attempt.checkpoint, state)
     logger.info(
         "%d iterations in %.1f s, loss %.6g%s",
         state.iteration,
@@ -141,11 +149,12 @@ def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: P
                 _write_losses(attempt, waiting)
                 waiting, written = [], now
             if due:
-                state = optimisation.state()
-                checkpoint.save(attempt.checkpoint, state)
-                snapshots.write_preview(attempt.folder, state)
+                with attempt.held():
+                    state = optimisation.state()
+                    checkpoint.save(attempt.checkpoint, state)
+                    snapshots.write_preview(attempt.folder, state)
                 saved = time.monotonic()
-                checkpoint_pause = max(attempt.settings.checkpoint_seconds, CHECKPOINT_PAUSE * (saved - now))
+                checkpoint_pause = pause_after(saved - now, least=attempt.settings.checkpoint_seconds)
             last = stretch
     finally:
         _write_losses(attempt, waiting)
@@ -154,16 +163,22 @@ def _follow(attempt: Attempt, optimisation: Optimisation, watch: Watch, shown: P
     return last
 
 
+def pause_after(took: float, *, least: float) -> float:
+    """The seconds until the next checkpoint is due after one that took so many seconds."""
+    return max(least, min(CHECKPOINT_PAUSE * took, max(LONGEST_CHECKPOINT_PAUSE_SECONDS, took)))
+
+
 @task(task_run_name="deprocess", cache_policy=NO_CACHE)
 def deprocess(attempt: Attempt, state: TransferState) -> None:
     """Write the result, its report and the sources into the job's folder, ready to be published."""
     attempt.enter("deprocess")
     folder = attempt.folder / "result"
     folder.mkdir(exist_ok=True)
-    encode_png(state.result(), folder / RESULT)
-    copy_dropped_files(attempt.job, attempt.folder, folder)
-    if attempt.job.snapshot_every is not None:
-        snapshots.keep_snapshots(attempt.folder, folder, iteration=state.iteration)
+    with attempt.held():
+        encode_png(state.result(), folder / RESULT)
+        copy_dropped_files(attempt.job, attempt.folder, folder)
+        if attempt.job.snapshot_every is not None:
+            snapshots.keep_snapshots(attempt.folder, folder, iteration=state.iteration)
     job, losses = attempt.store.get(attempt.job.id), attempt.store.losses(attempt.job.id)
     plot_losses(losses, folder / LOSS_PLOT, title=f"{job.name} ({job.preset}, weights {job.weights_name})")
     document = json.dumps(result_document(job, losses), indent=2, ensure_ascii=False)
@@ -176,7 +191,8 @@ def publish(attempt: Attempt, out: Path | None) -> Path:
     attempt.enter("publish")
     candidates = attempt.workspace.candidates(attempt.job.name, attempt.job.collection)
     destination = out or attempt.store.reserve_result(attempt.job.id, candidates)
-    attempt.workspace.publish(attempt.job.id, destination)
+    with attempt.held():
+        attempt.workspace.publish(attempt.job.id, destination)
     complete(attempt, destination)
     get_run_logger().info("The result is in %s", destination)
     job = attempt.store.get(attempt.job.id)
@@ -187,7 +203,10 @@ def publish(attempt: Attempt, out: Path | None) -> Path:
 def complete(attempt: Attempt, folder: Path) -> None:
     """Complete the job whose result lies in `folder`, and remove what is left of it elsewhere."""
     job = attempt.job
-    rows, columns = decode(folder / RESULT).shape[:2]
+    require_file(folder / RESULT)
+    # Its header is enough: it is ours, and may be larger than any picture that is taken in.
+    with Image.open(folder / RESULT, formats=["PNG"]) as result:
+        columns, rows = result.size
     attempt.store.complete(
         job.id,
         attempt=attempt.number,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,11 @@ from nst_engine.errors import DiskSpaceError
 BLOCK_NUMBERS: Final = 1 << 22
 """Numbers of a block: 17 MB in float32. A sum over more is a sum of the blocks' sums."""
 
+MOUNT_TABLE: Final = Path("/proc/self/mountinfo")
+"""Where Linux lists what is mounted, see proc_pid_mountinfo(5)."""
+
 _USUAL_FOLDER: Final = Path("/var/tmp")  # noqa: S108
+_KEPT_IN_MEMORY: Final = ("tmpfs", "ramfs")
 
 
 def on_disk(array: np.ndarray) -> bool:
@@ -139,6 +144,8 @@ def _mapping(array: np.ndarray) -> mmap.mmap | None:
 def _reserve(size: int) -> mmap.mmap:
     """A mapping of `size` bytes of a new file, which has no name and goes with the mapping."""
     folder = _folder()
+    if _file_system(folder) in _KEPT_IN_MEMORY:
+        raise DiskSpaceError(f"{folder} is kept in memory; set TMPDIR to a folder on a disk.")
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             # A file with holes would let the disk fill up later, and the process die of a SIGBUS.
@@ -159,6 +166,21 @@ def _folder() -> Path:
     if chosen:
         return Path(chosen)
     return _USUAL_FOLDER if os.access(_USUAL_FOLDER, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+
+
+def _file_system(folder: Path) -> str | None:
+    """The type of the file system that a folder is on, None where the system does not tell."""
+    if not MOUNT_TABLE.exists():
+        return None
+    place, depth, found = folder.resolve(), -1, None
+    for line in MOUNT_TABLE.read_text(errors="surrogateescape").splitlines():
+        mount, kind = line.split(" - ", 1)
+        # A space and the like are written as their octal codes.
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mount.split(" ")[4]))
+        # Of two at the same place, the later one hides the earlier.
+        if len(point.parts) >= depth and place.is_relative_to(point):
+            depth, found = len(point.parts), kind.split(" ")[0]
+    return found
 
 
 def _free_space(folder: Path) -> str:

@@ -115,7 +115,7 @@ class TransferConfig(BaseModel):
     beta_2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="adam's decay of the second moment")
     epsilon: PositiveFloat = Field(1e-7, description="adam's epsilon")
     history: Annotated[int, Field(ge=1, le=100)] = Field(10, description="steps that lbfgs remembers")
-    iterations: Annotated[int, Field(ge=1, le=1_000_000)] = Field(100, description="steps of the optimiser")
+    iterations: Annotated[int, Field(ge=1, le=1_000_000)] = Field(60, description="steps of the optimiser")
     scales: Annotated[int, Field(ge=1, le=10)] = Field(
         1, description="sizes it works at one after another, from coarse to fine; 1: only the result's"
     )

@@ -19,7 +19,7 @@ from nst_engine.evaluation import Evaluation
 from nst_engine.gpu_memory import memory_of
 from nst_engine.hardware import Device, choose_device, choose_precision
 from nst_engine.images import preprocess
-from nst_engine.memory import Memory, MemoryPlan, plan_memory
+from nst_engine.memory import PROCESS_BYTES, Memory, MemoryPlan, machine_memory, plan_memory
 from nst_engine.objective import ContentForm, Form, Objective, StyleForm, StyleTargets, Targets, TracedObjective
 from nst_engine.out_of_memory import Evaluate, FallingBack
 from nst_engine.pictures import Pictures, digest_of
@@ -38,6 +38,9 @@ _STYLES_KEPT: Final = 32
 _STYLE_BYTES_KEPT: Final = 128_000_000
 _CLEARLY_LESS: Final = 0.9
 """What is tried next when the memory has run out needs at most this share of what was tried."""
+_KEPT_TO: Final = 2 * PROCESS_BYTES
+"""What an engine does not keep other pictures below, however little there was once: small ones need hardly less in
+tiles, and what made the memory run out may have gone."""
 
 
 class Engine:
@@ -61,6 +64,10 @@ class Engine:
         self._deterministic = deterministic
         # Once, so that a picture is worked on in the same way for as long as this engine lives and has enough.
         self._memory = memory_of(self.device) if max_memory is None else Memory(free=max_memory, most=max_memory)
+        # Of a GPU's process, what is in the machine's memory.
+        self._host = None if self.device.name == "cpu" else machine_memory()
+        # By the content's digest, what pictures may take with which the memory has run out.
+        self._ran_out = dict[str, int]()
         self._weights: Recent[tuple[object, ...], weights.Weights] = Recent(_WEIGHTS_KEPT)
         # Each for as long as an objective uses it: forms of one precision share the weights.
         self._networks = WeakValueDictionary[tuple[str, str], Network]()
@@ -73,8 +80,8 @@ class Engine:
     def weights(self, choice: str) -> weights.Weights:
         """The weights that a config's `weights` means, read once; WeightsError when they are not to be had."""
         found = None if choice == RANDOM_WEIGHTS else weights.find(choice)
-        # With its time, so that a file that is replaced under a warm engine is read again.
-        key = (choice, found.path, found.path.stat().st_mtime_ns) if found else (choice,)
+        # With its version, so that a file that is replaced under a warm engine is read again.
+        key = (choice, found.path, weights.version(found.path)) if found else (choice,)
         return self._weights.get(key, lambda: weights.load(choice))
 
     def precision(self, config: TransferConfig) -> str:
@@ -84,23 +91,28 @@ class Engine:
     def memory_plan(self, config: TransferConfig, pictures: Pictures, *, precision: str) -> MemoryPlan:
         """Whether these pictures are worked on in tiles here; MemoryNeededError when they fit in none."""
         sizes = [picture.shape[:2] for picture in (pictures.content, *pictures.styles)]
-        return plan_memory(config, sizes, precision=precision, memory=self._memory)
+        memory = self._memory
+        if self._ran_out:
+            memory = _at_most(self._ran_out.get(digest_of(pictures.content), sys.maxsize), memory)
+        return plan_memory(config, sizes, precision=precision, memory=memory, host=self._host)
 
     def evaluator(self, config: TransferConfig, pictures: Pictures, *, precision: str) -> Evaluate:
         """The loss of this transfer as a function of a preprocessed picture, its targets computed.
 
-        When the memory runs out, here or in a call, it goes on in tiles that need less, and this engine keeps to less
-        for as long as it lives. Raises OutOfMemoryError when nothing needs clearly less, and MemoryNeededError when
-        it needs more memory than there is, in tiles too.
+        When the memory runs out, here or in a call, it goes on in tiles that need less, and for as long as this engine
+        lives it keeps to less with this content, and to at most that or 2 GB with others. Raises OutOfMemoryError when
+        nothing needs clearly less, and MemoryNeededError when it needs more memory than there is, in tiles too.
         """
 
         def plan() -> MemoryPlan:
             return self.memory_plan(config, pictures, precision=precision)
 
         def next_plan(failed: MemoryPlan) -> MemoryPlan:
-            self._keep_to(round(_CLEARLY_LESS * failed.bytes))
+            clearly_less = round(_CLEARLY_LESS * failed.bytes)
+            self._ran_out[digest_of(pictures.content)] = clearly_less
+            self._keep_to(max(clearly_less, _KEPT_TO))
             less = plan()
-            if less.bytes > _CLEARLY_LESS * failed.bytes:
+            if less.bytes > clearly_less:
                 rows, columns = pictures.content.shape[:2]
                 raise OutOfMemoryError(
                     f"The memory ran out on {rows} x {columns} pixels ({failed}), and nothing needs clearly less; ask "
@@ -117,8 +129,7 @@ class Engine:
 
     def _keep_to(self, free: int) -> None:
         """Take at most `free` bytes from now on where that can be, and forget the contents, which are large."""
-        known = self._memory or Memory(free=sys.maxsize, most=sys.maxsize)
-        self._memory = Memory(free=min(free, known.free), most=known.most)
+        self._memory = _at_most(free, self._memory)
         self._contents.clear()
 
     def _prepared(self, config: TransferConfig, pictures: Pictures, plan: MemoryPlan, *, precision: str) -> Evaluate:
@@ -129,13 +140,17 @@ class Engine:
             self.device, precision=precision, xla=self._xla, deterministic=self._deterministic
         )
         acceleration.switch_on()
+        known = self._networks.get((loaded.sha256, form.dtype))
+        if known is not None:
+            # The same numbers, but from the file as it is now, also for layers that are yet to be built.
+            known.kernels = loaded.kernels
 
         def network() -> Network:
-            found = self._networks.get((loaded.sha256, form.dtype))
-            if found is None:
-                found = Network(loaded.kernels, dtype=form.dtype, on_cpu=acceleration.on_cpu)
-                self._networks[loaded.sha256, form.dtype] = found
-            return found
+            if known is not None:
+                return known
+            made = Network(loaded.kernels, dtype=form.dtype, on_cpu=acceleration.on_cpu)
+            self._networks[loaded.sha256, form.dtype] = made
+            return made
 
         def trace() -> Objective[Any]:
             if tiling is None:
@@ -164,3 +179,9 @@ class Engine:
                 return objective.evaluate(picture, targets, config)
 
         return evaluate
+
+
+def _at_most(free: int, memory: Memory | None) -> Memory:
+    """`memory` of which at most `free` bytes are free; that much, and any at the most, where nothing is known of it."""
+    known = memory or Memory(free=sys.maxsize, most=sys.maxsize)
+    return Memory(free=min(free, known.free), most=known.most)

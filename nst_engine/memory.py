@@ -17,13 +17,16 @@ from nst_engine.vgg19 import deepest
 SIDES: Final = (1024, 512, 256, 128)
 """Of tiles, in pixels: larger ones save little time, and smaller ones are mostly halo and save little memory."""
 
-_PROCESS_BYTES: Final = 1_000_000_000
+PROCESS_BYTES: Final = 1_000_000_000
 """Python, TensorFlow and the network while it is loaded: the resident peak before any picture, as `benchmarks.tiling`
 measures it (0.96 GB in float32, 0.90 in bfloat16, on two cores)."""
 _LIVE: Final = 1.6
 """The resident peak of an evaluation over the bytes of all feature maps that it makes, with what convolutions work in:
 1.54 in float32 and 1.61 in bfloat16, as `benchmarks.tiling` measures it, from 480 x 800 (1.51 and 1.19 GB) to
 1080 x 1920 pixels (5.02 and 3.02 GB)."""
+_LIVE_WINOGRAD: Final = 2.71
+"""The same of a tile behind block 2 with Winograd's convolution, which works in more than twice its input and output:
+338 MB for 160 x 160 positions of block 3."""
 _PICTURE_BYTES: Final = 12
 _PICTURES: Final = 8
 """Pictures of 12 bytes a pixel that every transfer holds: the current, the best and the tried one with their gradients,
@@ -51,12 +54,13 @@ class MemoryPlan:
     """How a transfer is worked on, in tiles or (None) as a whole, and about how many bytes it needs.
 
     `on_disk`: all that is as large as the picture, the optimiser's state, gradients and the maps between segments, is
-    on disk.
+    on disk. On a GPU, `bytes` are the GPU's, and `host_bytes` are those in the machine's memory.
     """
 
     tiling: Tiling | None
     bytes: int
     on_disk: bool = False
+    host_bytes: int = 0
 
     def __str__(self) -> str:
         how = "As a whole" if self.tiling is None else f"In {self.tiling}"
@@ -64,15 +68,23 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: TransferConfig, sizes: Sequence[tuple[int, ...]], *, precision: str, memory: Memory | None
+    config: TransferConfig,
+    sizes: Sequence[tuple[int, ...]],
+    *,
+    precision: str,
+    memory: Memory | None,
+    host: Memory | None = None,
 ) -> MemoryPlan:
     """The plan for pictures of these sizes (rows, columns), the content's first.
 
     It is the quickest that keeps to what is free, on disk only where none does in memory, else the one that needs
-    least. Where nothing is known of the memory, pictures are worked on as a whole. Raises MemoryNeededError when there
-    can never be enough.
+    least. Where nothing is known of the memory, pictures are worked on as a whole. With `host`, the machine's memory,
+    `memory` is a GPU's, and what `host` has no room for is on disk. Raises MemoryNeededError when there can never be
+    enough.
     """
-    plans = _plans(config, sizes, number=2 if precision == "bfloat16" else 4)
+    plans = _plans(config, sizes, precision=precision, on_gpu=host is not None)
+    if host is not None:
+        plans = [plan for plan in plans if plan.on_disk or plan.host_bytes <= host.free]
     if memory is None:
         return plans[0]
     for plan in plans:
@@ -138,41 +150,60 @@ def _group(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> I
     yield int(limit), used
 
 
-def _plans(config: TransferConfig, sizes: Sequence[tuple[int, ...]], *, number: int) -> list[MemoryPlan]:
-    """All plans, the quickest first, and those on disk behind the others; a number of a map takes `number` bytes."""
+def _plans(
+    config: TransferConfig, sizes: Sequence[tuple[int, ...]], *, precision: str, on_gpu: bool
+) -> list[MemoryPlan]:
+    """All plans, the quickest first, and those on disk behind the others."""
     last = deepest((*config.content_layers, *config.style_layers))
     rows, columns = sizes[0][:2]
     areas = [size[0] * size[1] for size in sizes]
     pixels = max(areas)
-    held = _PROCESS_BYTES + rows * columns * _PICTURE_BYTES * (_PICTURES + _optimizer_pictures(config))
-    left = _PROCESS_BYTES + sum(areas) * _GIVEN_BYTES
+    number = 2 if precision == "bfloat16" else 4
+    live_in_tiles = _LIVE_WINOGRAD if precision == "float32" and not on_gpu else _LIVE
+    held = rows * columns * _PICTURE_BYTES * (_PICTURES + _optimizer_pictures(config))
+    given = sum(areas) * _GIVEN_BYTES
     candidates = [Tiling(side, first) for side in SIDES for first in (*WHOLE_FROM, None)]
     tilings = [tiling for tiling in candidates if (tiling.whole_from is None) != tiling.segments(last)[-1].whole]
     tilings.sort(key=lambda tiling: tiling.work(last, rows, columns))
+
+    def plan(tiling: Tiling | None, working: float, arrays: float, *, on_disk: bool = False) -> MemoryPlan:
+        if on_gpu:
+            return MemoryPlan(tiling, PROCESS_BYTES + round(working), on_disk, PROCESS_BYTES + round(arrays))
+        return MemoryPlan(tiling, PROCESS_BYTES + round(working + arrays), on_disk)
+
+    def tiled(tiling: Tiling, *, on_disk: bool) -> MemoryPlan:
+        parts = tiling.segments(last)
+        working = _working_bytes(tiling, parts, pixels, number, live_in_tiles)
+        between = pixels * _bytes_between(parts, number, on_disk=on_disk)
+        return plan(tiling, working, between + (given if on_disk else held), on_disk=on_disk)
+
     whole = sum(part.numbers_a_pixel for part in tilings[0].segments(last))
     return [
-        MemoryPlan(None, held + round(pixels * number * _LIVE * whole)),
-        *(MemoryPlan(tiling, held + _tiled_bytes(tiling, last, pixels, number, on_disk=False)) for tiling in tilings),
-        *(
-            MemoryPlan(tiling, left + _tiled_bytes(tiling, last, pixels, number, on_disk=True), on_disk=True)
-            for tiling in tilings
-        ),
+        plan(None, pixels * number * _LIVE * whole, held),
+        *(tiled(tiling, on_disk=False) for tiling in tilings),
+        *(tiled(tiling, on_disk=True) for tiling in tilings),
     ]
 
 
-def _tiled_bytes(tiling: Tiling, last: str, pixels: int, number: int, *, on_disk: bool) -> int:
-    """The maps between the segments and the gradient for one of them, the largest tile with its halo, and the rest."""
-    parts = tiling.segments(last)
+def _bytes_between(parts: Sequence[Segment], number: int, *, on_disk: bool) -> float:
+    """The maps between the segments and the gradient for one of them, a pixel of the picture."""
     inputs = {part: part.channels / part.stride**2 for part in parts[1:]}
     if on_disk:
         # What the rest gives as a whole is in memory.
-        between = 4 * sum(size for part, size in inputs.items() if part.whole)
-    else:
-        between = number * sum(inputs.values()) + 4 * max(inputs.values(), default=0.0)
-    tile = max(_tile_pixels(tiling, part, pixels) * part.numbers_a_pixel for part in parts if not part.whole)
+        return 4 * sum(size for part, size in inputs.items() if part.whole)
+    return number * sum(inputs.values()) + 4 * max(inputs.values(), default=0.0)
+
+
+def _working_bytes(tiling: Tiling, parts: Sequence[Segment], pixels: int, number: int, live_in_tiles: float) -> float:
+    """The largest tile with its halo, and the rest; `live_in_tiles` is what a tile behind block 2 takes of its maps."""
+    tile = max(
+        _tile_pixels(tiling, part, pixels) * part.numbers_a_pixel * (live_in_tiles if part.stride > 1 else _LIVE)
+        for part in parts
+        if not part.whole
+    )
     # The allocator gives back little of what the one worked in before the other begins.
     rest = sum(pixels * part.numbers_a_pixel for part in parts if part.whole)
-    return round(pixels * between + (tile + rest) * number * _LIVE)
+    return number * (tile + rest * _LIVE)
 
 
 def _tile_pixels(tiling: Tiling, part: Segment, pixels: int) -> float:

@@ -20,6 +20,8 @@ _SAID_OTHERWISE: Final = (
     (tf.errors.InternalError, "Dst tensor is not initialized"),
     # By oneDNN, whose status 1 is dnnl_out_of_memory.
     (tf.errors.AbortedError, "Status:1,"),
+    # By cuDNN, which gets no room to work in (https://github.com/tensorflow/tensorflow/issues/60713).
+    (tf.errors.NotFoundError, "CUDNN_STATUS_ALLOC_FAILED"),
 )
 
 Evaluate = Callable[[np.ndarray], Evaluation]

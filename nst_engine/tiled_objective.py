@@ -78,9 +78,10 @@ class TiledObjective:
         self._styles = tf.function(
             self._style_losses_and_gradients,
             input_signature=[matrices, [matrices] * form.styles, vector, tf.TensorSpec((), dtype), vector],
+            autograph=False,
         )
         self._variation = tf.function(
-            self._variation_and_gradient, input_signature=[tf.TensorSpec((None, None, 3), dtype)]
+            self._variation_and_gradient, input_signature=[tf.TensorSpec((None, None, 3), dtype)], autograph=False
         )
 
     def content_targets(self, content: np.ndarray) -> Maps:

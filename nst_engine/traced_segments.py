@@ -33,8 +33,8 @@ class TracedSegment:
         self._contents = [tf.TensorSpec((None, None, None), form.dtype)] * len(self.content_layers)
         self._content_slopes = [tf.TensorSpec((), dtype)] * len(self.content_layers)
         core = tf.TensorSpec((4,), tf.int32)
-        self.grams = tf.function(self._map_and_grams, input_signature=[self._tile, core])
-        self.features = tf.function(self._map_and_features, input_signature=[self._tile, core])
+        self.grams = tf.function(self._map_and_grams, input_signature=[self._tile, core], autograph=False)
+        self.features = tf.function(self._map_and_features, input_signature=[self._tile, core], autograph=False)
         self.backward = tf.function(
             self._squares_and_gradient,
             input_signature=[
@@ -45,6 +45,7 @@ class TracedSegment:
                 self._contents,
                 self._content_slopes,
             ],
+            autograph=False,
         )
 
     def _maps(self, tile: Any) -> dict[str, Any]:
@@ -126,6 +127,7 @@ class TracedRest(TracedSegment):
                 tf.TensorSpec((), dtype),
                 vector,
             ],
+            autograph=False,
         )
 
     def _losses_and_gradient(

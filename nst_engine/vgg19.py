@@ -81,13 +81,13 @@ def deepest(layers: Iterable[str]) -> str:
 class Network:
     """The network's layers in one dtype, each convolution built when it is first asked for and in memory once.
 
-    `kernels` is asked for a layer's arrays when that layer is built, and they are not kept. `on_cpu` computes the same
-    convolutions in the way that suits a CPU.
+    `kernels` is asked for a layer's arrays when that layer is built, and they are not kept; equal ones may take its
+    place at any time. `on_cpu` computes the same convolutions in the way that suits a CPU.
     """
 
     def __init__(self, kernels: Kernels, *, dtype: str, on_cpu: bool) -> None:
         self.dtype = dtype
-        self._kernels = kernels
+        self.kernels = kernels
         self._on_cpu = on_cpu
         self._convolutions: dict[str, Any] = {}
 
@@ -122,13 +122,13 @@ class Network:
         from nst_engine.cpu_convolution import CpuConv2D, mirrored
         from nst_engine.winograd import WinogradConv2D, transform_kernel
 
-        kernel, bias = self._kernels[name]
+        kernel, bias = self.kernels[name]
         channels, filters = kernel.shape[2:]
         # A trace may be what asks for the layer first; it must not be where the weights are made.
         with tf.init_scope():
             # In bfloat16 it would round too coarsely.
             if self._on_cpu and self.dtype == "float32" and channels * filters >= _WINOGRAD_PAIRS:
-                convolution: Any = WinogradConv2D(filters, name=name)
+                convolution = WinogradConv2D(filters, name=name)
                 weights = [transform_kernel(kernel), bias]
             else:
                 kind = CpuConv2D if self._on_cpu else keras.layers.Conv2D

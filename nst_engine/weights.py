@@ -136,7 +136,7 @@ def load(choice: str) -> Weights:
 def read(path: Path) -> Weights:
     """Check a weight file: its layout, every shape and that every number is finite."""
     # Before it is read: a file that is replaced meanwhile must not pass for the one that was checked.
-    kernels = _FileKernels(path, _version(path))
+    kernels = _FileKernels(path, version(path))
     for _ in kernels.values():
         """Each is checked as it is read."""
     sha256, md5 = _digests(path)
@@ -175,13 +175,13 @@ class _FileKernels(_LayerArrays):
             raise WeightsError(
                 f"{self._path}: is not a whole HDF5 file ({error}); delete it and run 'nst weights --fetch'."
             ) from error
-        if _version(self._path) != self._version:
+        if version(self._path) != self._version:
             raise WeightsError(f"{self._path}: this weight file was changed while it was in use; try again.")
         return arrays
 
 
-def _version(path: Path) -> tuple[int, ...]:
-    """What is another after a file was replaced or written to."""
+def version(path: Path) -> tuple[int, ...]:
+    """What is another after a weight file was replaced or written to; WeightsError when it cannot be read."""
     try:
         found = path.stat()
     except OSError as error:

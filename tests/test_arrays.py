@@ -177,6 +177,11 @@ import numpy as np
 from nst_engine.arrays import empty
 empty((1000, 1000, 3), np.float32, on_disk=True)[...] = 1
 """
+TABLE = """
+from pathlib import Path
+from nst_engine import arrays
+arrays.MOUNT_TABLE = Path({table!r})
+"""
 FAILING = """
 from nst_engine.errors import DiskSpaceError
 try:
@@ -205,8 +210,16 @@ def test_no_such_folder(run: Callable[..., subprocess.CompletedProcess[str]], tm
 
 
 @pytest.fixture
+def disk_table(tmp_path: Path) -> Path:
+    """A table of mounts by which all folders are on one disk."""
+    table = tmp_path / "mountinfo"
+    table.write_text("21 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n")
+    return table
+
+
+@pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
+    """A file system of 1 MB, which is in memory; `disk_table` says that it is not."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -219,15 +232,63 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_told_before_anything_is_written(
-    run: Callable[..., subprocess.CompletedProcess[str]], tiny_disk: Path
+    run: Callable[..., subprocess.CompletedProcess[str]], tiny_disk: Path, disk_table: Path
 ) -> None:
-    done = run(FAILING.format(script=ONE_ARRAY), tiny_disk)
+    done = run(TABLE.format(table=str(disk_table)) + FAILING.format(script=ONE_ARRAY), tiny_disk)
     assert (done.returncode, done.stdout, done.stderr) == (
         0,
         f"A large picture needs 0.01 GB more in {tiny_disk}, which has 0.00 GB free (No space left on device); "
         "set TMPDIR to a folder with more room.\n",
         "",
     )
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this system keeps no folder in memory")
+def test_a_folder_in_memory_is_not_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/dev/shm")
+    with pytest.raises(DiskSpaceError) as caught:
+        arrays.empty((5,), np.float32, on_disk=True)
+    assert str(caught.value) == "/dev/shm is kept in memory; set TMPDIR to a folder on a disk."
+
+
+DISK = "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+MEMORY_THERE = "30 21 0:26 / {place} rw master:1 - tmpfs none rw\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "in_memory"),
+    [
+        pytest.param(DISK, False, id="a disk"),
+        pytest.param(DISK + MEMORY_THERE, True, id="the folder itself"),
+        pytest.param(DISK + "30 21 0:26 / {parent} rw - ramfs none rw\n", True, id="a folder around it"),
+        pytest.param(DISK + MEMORY_THERE.replace("{place}", "{place}er"), False, id="a name that begins so"),
+        pytest.param(
+            "22 21 8:2 / {place} rw - xfs /dev/sdb rw\n" + MEMORY_THERE.replace("{place}", "/"),
+            False,
+            id="a disk in memory",
+        ),
+        pytest.param(
+            DISK + MEMORY_THERE + "31 30 8:2 / {place} rw - xfs /dev/sdb rw\n", False, id="one over the other"
+        ),
+        pytest.param("", False, id="nothing known"),
+        pytest.param(None, False, id="another system"),
+    ],
+)
+def test_what_is_mounted_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str | None, in_memory: bool
+) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(arrays, "MOUNT_TABLE", tmp_path / "mountinfo")
+    if table is not None:
+        place, parent = (str(path).replace(" ", "\\040") for path in (folder, tmp_path))
+        (tmp_path / "mountinfo").write_text(table.format(place=place, parent=parent))
+    if in_memory:
+        with pytest.raises(DiskSpaceError, match=r" is kept in memory; set TMPDIR to a folder on a disk\.$"):
+            arrays.empty((5,), np.float32, on_disk=True)
+    else:
+        assert arrays.on_disk(arrays.empty((5,), np.float32, on_disk=True))
 
 
 def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
@@ -249,8 +310,9 @@ def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_array_that_nobody_has_any_more_gives_its_room_back(
-    tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_disk: Path, disk_table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(arrays, "MOUNT_TABLE", disk_table)
     monkeypatch.setenv("TMPDIR", str(tiny_disk))
     size = (150_000,)
     held = arrays.empty(size, np.float32, on_disk=True)

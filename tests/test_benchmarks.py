@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks import sizes
+from benchmarks.timing import spread
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["iteration", "sizes"]
 TIMED = {"median": float, "seconds": [float], "peak_bytes": int}
@@ -117,9 +120,57 @@ def test_the_sizes_have_a_row_a_size_and_precision(results: Path) -> None:
     assert [line[:3] for line in cells] == [
         [size, precision, "As a whole"] for size in ("32 x 42", "48 x 64") for precision in precisions
     ]
-    assert all(re.fullmatch(r"\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)", line[5]) for line in cells)
+    assert all(re.fullmatch(r"\d+\.\d\d+ \(\d+\.\d\d+ to \d+\.\d\d+\)", line[5]) for line in cells)
     # The Keras example is given the smaller size only.
     assert [all(line[7:]) for line in cells] == [line[0] == "32 x 42" for line in cells]
+
+
+def ending(how: str) -> list[str]:
+    return [sys.executable, "-c", f"import os, signal, sys; {how}"]
+
+
+def test_a_child_that_the_kernel_kills_costs_its_own_row_only() -> None:
+    killed = sizes.measurement(ending("os.kill(os.getpid(), signal.SIGKILL)"))
+    assert killed == {"killed": True}
+    found = {"how": "As a whole", "estimate_bytes": 2e9, "median": 2.0, "seconds": [2.0], "peak_bytes": 1e9}
+    size = {"rows": 100, "columns": 200}
+    measured = [
+        {**size, "precisions": {"float32": killed, "bfloat16": found}, "keras": found},
+        {**size, "precisions": {"float32": found}, "keras": killed},
+    ]
+    whole = {"preset": "default", "optimizer": "adam", "weights": "random", "max_memory_gb": None}
+    report = {**whole, "device": "cpu", "cores": 2, "versions": {}, "measured": measured}
+    own, keras = ["As a whole", "2.00", "1.00", "2.00 (2.00 to 2.00)", "100,000"], ["2.00 (2.00 to 2.00)", "1.00"]
+    assert rows_of(sizes.table(report))[1:] == [
+        ["100 x 200", "float32", "killed", "", "", "", "", *keras, ""],
+        ["100 x 200", "bfloat16", *own, *keras, "1.0"],
+        ["100 x 200", "float32", *own, "killed", "", ""],
+    ]
+
+
+def test_a_child_that_fails_by_itself_ends_the_benchmark() -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        sizes.measurement(ending("sys.exit(1)"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        pytest.param([0.5, 0.02, 1.0], "0.50 (0.02 to 1.00)", id="hundredths"),
+        pytest.param([0.0123, 0.004, 0.02], "0.01230 (0.00400 to 0.02000)", id="finer"),
+    ],
+)
+def test_short_times_have_more_digits(seconds: list[float], text: str) -> None:
+    assert spread(seconds) == text
+
+
+def test_the_bare_engine_does_no_more_pairs_than_there_are() -> None:
+    command = [sys.executable, "-m", "benchmarks.throughput", "--pairs=2", "--bare-pairs=3"]
+    refused = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    assert (refused.returncode, refused.stderr.splitlines()[-1]) == (
+        2,
+        "throughput.py: error: --bare-pairs is 3; give 1 to 2, the number of pairs.",
+    )
 
 
 def test_a_benchmark_that_does_not_exist_is_refused() -> None:

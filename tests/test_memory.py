@@ -136,6 +136,7 @@ def test_what_is_as_a_whole_is_part_of_the_network() -> None:
     ("rows", "columns", "optimizer", "gigabytes"),
     [
         pytest.param(2160, 3840, "adam", 4, id="4K"),
+        pytest.param(2160, 3840, "lbfgs", 4, id="4K, L-BFGS"),
         pytest.param(6000, 8000, "adam", 6, id="48 megapixels"),
         pytest.param(6000, 8000, "lbfgs", 6, id="48 megapixels, L-BFGS"),
         pytest.param(12000, 16000, "lbfgs", 6, id="192 megapixels, L-BFGS"),
@@ -161,6 +162,46 @@ def test_where_little_is_free_for_now_nothing_is_refused_but_the_least_is_taken(
     crowded = Memory(free=GB // 2, most=32 * GB)
     sizes = [(rows, rows)]
     assert plan_memory(config(), sizes, precision="float32", memory=crowded).tiling == tiling
+
+
+def test_a_tile_that_convolves_in_fewer_products_takes_more() -> None:
+    deep = {"content_layers": "block5_conv1", "style_layers": "block1_conv1"}
+    least = [plans_down_to_the_least(2160, 3840, precision=name, **deep)[-1] for name in ("float32", "tf32")]
+    assert [need.tiling for need in least] == [Tiling(SIDES[-1], None)] * 2
+    # Of numbers as large: 2.71 times the largest tile's maps instead of 1.6.
+    assert 1.4 < (least[0].bytes - GB) / (least[1].bytes - GB) < 2.71 / 1.6
+
+
+def on_gpu(rows: int, columns: int, *, free: int | None, host: int, **settings: Any) -> MemoryPlan:
+    sizes = [(rows, columns), (300, 400)]
+    there = Memory(free=host, most=host)
+    return plan_memory(config(**settings), sizes, precision="tf32", memory=bound(free), host=there)
+
+
+def test_on_a_gpu_the_optimiser_takes_the_machines_memory() -> None:
+    adam, lbfgs = (on_gpu(2160, 3840, free=40 * GB, host=64 * GB, optimizer=name) for name in ("adam", "lbfgs"))
+    assert (adam.tiling, adam.bytes) == (lbfgs.tiling, lbfgs.bytes) == (None, adam.bytes)
+    # What it all takes in one memory: the process is in both.
+    together = plan(2160, 3840, limit=None, precision="tf32", optimizer="lbfgs")
+    assert lbfgs.bytes + lbfgs.host_bytes == together.bytes + GB
+    # A picture is 12 bytes a pixel, and L-BFGS holds 20 more of them than Adam with its usual history.
+    assert lbfgs.host_bytes - adam.host_bytes == 20 * 12 * 2160 * 3840
+    assert on_gpu(2160, 3840, free=adam.bytes, host=64 * GB, optimizer="lbfgs") == lbfgs
+
+
+def test_on_a_gpu_the_disk_is_for_what_the_machine_has_no_room_for() -> None:
+    whole = on_gpu(2160, 3840, free=40 * GB, host=64 * GB)
+    tiles = on_gpu(2160, 3840, free=8 * GB, host=64 * GB)
+    disk = on_gpu(2160, 3840, free=8 * GB, host=tiles.host_bytes - 1)
+    assert (whole.tiling, whole.on_disk) == (None, False)
+    assert (tiles.tiling is None, tiles.on_disk) == (False, False)
+    assert disk == MemoryPlan(tiles.tiling, tiles.bytes, on_disk=True, host_bytes=disk.host_bytes)
+    assert disk.host_bytes < whole.host_bytes < tiles.host_bytes
+    assert on_gpu(2160, 3840, free=40 * GB, host=whole.host_bytes) == whole
+    for free in (40 * GB, None):
+        assert on_gpu(2160, 3840, free=free, host=whole.host_bytes - 1).on_disk
+    with pytest.raises(MemoryNeededError):
+        on_gpu(2160, 3840, free=GB, host=64 * GB)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ CHILD = """
 import json, logging, resource, sys
 from nst_engine.startup import load_tensorflow
 load_tensorflow()
+import numpy as np
 from flows import chunks
 from nst_engine.config import TransferConfig
 from nst_engine.engine import Engine
@@ -64,6 +65,9 @@ try:
         found["losses"].append([chunk.state.losses.total, *chunk.state.losses.layers.values()])
 except OutOfMemoryError as error:
     found["error"] = str(error)
+# Another picture of that size.
+others = Pictures(np.flip(pictures.content, axis=1), (style,))
+found["other"] = str(engine.memory_plan(config, others, precision="float32"))
 print(json.dumps({**found, "said": said}))
 """
 
@@ -90,6 +94,8 @@ def test_what_does_not_fit_as_a_whole_is_done_in_tiles_to_the_same_result() -> N
     assert tiled["error"] is None
     # The second transfer knows it from the first, and is not tried as a whole again.
     assert [plan[:8] for plan in tiled["plans"]] == 2 * ["In tiles"]
+    # So little may have been wanting to such a small one that others are tried as a whole.
+    assert tiled["other"] == whole["plans"][0]
     [warning] = tiled["said"]
     assert warning == (
         f"The memory did not suffice for {ROWS} x {COLUMNS} pixels: {whole['plans'][0]}. "
@@ -115,6 +121,10 @@ def test_when_nothing_needs_less_one_sentence_says_so() -> None:
         pytest.param(
             tf.errors.AbortedError(None, None, "Status:1, message: could not create a primitive"), True, id="oneDNN"
         ),
+        pytest.param(
+            tf.errors.NotFoundError(None, None, "autotuning failed: CUDNN_STATUS_ALLOC_FAILED"), True, id="cuDNN"
+        ),
+        pytest.param(tf.errors.NotFoundError(None, None, "no such op"), False, id="something that is not there"),
         pytest.param(tf.errors.InternalError(None, None, "a fault"), False, id="another fault"),
         pytest.param(tf.errors.InvalidArgumentError(None, None, "a shape"), False, id="a wrong shape"),
     ],

@@ -87,8 +87,9 @@ def pending(
     )
 
 
-def completed(store: JobStore, workspace: Workspace, job: Job) -> Job:
-    """The job with a result of 30 x 36 pixels and three loss points, as its flow leaves it."""
+def completed(store: JobStore, workspace: Workspace, job: Job, *, size: tuple[int, int] = (30, 36)) -> Job:
+    """The job with a result of 30 x 36 pixels and three loss points, as its flow leaves it; its record may have another
+    size."""
     attempt = store.start_attempt(
         job.id, host="here", pid=1, lease_until=datetime.now(UTC) + timedelta(minutes=1), flow_run_id="run"
     )
@@ -105,7 +106,8 @@ def completed(store: JobStore, workspace: Workspace, job: Job) -> Job:
     folder = workspace.outbox / job.name
     folder.mkdir()
     encode_png(np.full((30, 36, 3), 17, np.uint8), folder / "result.png")
-    store.complete(job.id, attempt=attempt, result_folder=str(folder), result_files={}, rows=30, columns=36)
+    rows, columns = size
+    store.complete(job.id, attempt=attempt, result_folder=str(folder), result_files={}, rows=rows, columns=columns)
     workspace.discard(job.id)
     return store.get(job.id)
 
@@ -233,6 +235,19 @@ def test_a_result_that_is_no_longer_there_is_computed_again(
     assert (after.state, after.result_folder, after.reused_from) == (JobState.PENDING, None, None)
     assert names(workspace.job_folder(job.id)) == {"content.png", "style.png"}
     assert not (workspace.outbox / "second").exists()
+
+
+def test_a_result_larger_than_any_picture_that_is_taken_in_is_used_again(
+    store: JobStore, workspace: Workspace, pictures: tuple[Path, Path]
+) -> None:
+    rows, columns = 10_001, 10_000
+    assert rows * columns > MAX_PIXELS
+    completed(store, workspace, pending(store, workspace, pictures, name="first"), size=(rows, columns))
+    Image.new("1", (columns, rows)).save(workspace.outbox / "first" / "result.png")
+    job = pending(store, workspace, pictures, name="second")
+    assert reuse_twin(store, workspace, job)
+    after = store.get(job.id)
+    assert (after.state, after.result_rows, after.result_columns) == (JobState.COMPLETED, rows, columns)
 
 
 @pytest.mark.parametrize("gone", ["timelapse.webp", "snapshots"])

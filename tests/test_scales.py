@@ -114,7 +114,7 @@ def assert_same_end(ours: TransferState, theirs: TransferState) -> None:
     ],
 )
 def test_iterations_of_each_scale(settings: dict[str, Any], ends: list[int], left: list[float]) -> None:
-    config = TransferConfig().with_overrides(settings)
+    config = TransferConfig().with_overrides({"iterations": 100, **settings})
     scales = range(1, config.scales + 1)
     assert [last_iteration(config, scale) for scale in scales] == ends
     begins = [0, *ends[:-1]]
@@ -141,7 +141,7 @@ def test_iterations_of_each_scale(settings: dict[str, Any], ends: list[int], lef
 )
 def test_iterations_that_cannot_be_shared(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError) as failure:
-        TransferConfig().with_overrides(settings)
+        TransferConfig().with_overrides({"iterations": 100, **settings})
     assert str(failure.value) == sentence
 
 

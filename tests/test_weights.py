@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,9 +16,13 @@ import pytest
 from numpy.typing import NDArray
 
 from nst_engine import weights
+from nst_engine.config import TransferConfig
+from nst_engine.engine import Engine
 from nst_engine.errors import WeightsError
 from nst_engine.images import preprocess
-from nst_engine.samples import content_sample
+from nst_engine.pictures import Pictures
+from nst_engine.samples import content_sample, style_sample
+from nst_engine.transfer import start
 from nst_engine.vgg19 import CONVOLUTION_NAMES, CONVOLUTIONS, Network
 from nst_engine.weights import Weights, cache_path, download, find, load, random_weights, read
 
@@ -296,6 +301,39 @@ class TestRead:
             f"{cache_path()}: is not Keras' official file (its MD5 is {md5}, not {weights.OFFICIAL_MD5}); delete it "
             "and run 'nst weights --fetch', or set NST_VGG19_WEIGHTS to use a file of your own."
         )
+
+
+def touch(path: Path) -> None:
+    time = path.stat().st_mtime_ns + 1_000_000
+    os.utime(path, ns=(time, time))
+
+
+def copy_again(path: Path) -> None:
+    """With its time, as `cp --archive` does."""
+    Path(shutil.copy2(path, path.with_name("copy.h5"))).replace(path)
+
+
+class TestWarmEngine:
+    @pytest.mark.parametrize("change", [touch, copy_again])
+    def test_an_equal_file_in_the_place_of_the_one_it_knows(
+        self, tmp_path: Path, weight_file: Path, change: Callable[[Path], None]
+    ) -> None:
+        """Layers that were not needed before are read from the file as it is now."""
+        path = Path(shutil.copy(weight_file, tmp_path / "weights.h5"))
+        pictures = Pictures(content_sample(32, 40), (style_sample(32, 32),))
+        engine = Engine("cpu", max_memory=10**12)
+
+        def loss(engine: Engine, content_layer: str) -> float:
+            settings = {"content_layers": content_layer, "style_layers": "block1_conv1", "weights": str(path)}
+            config = TransferConfig().with_overrides({"precision": "float32", "rows": 32, **settings})
+            return start(engine, config, pictures)[0].losses.total
+
+        first = loss(engine, "block1_conv1")
+        change(path)
+        assert loss(engine, "block1_conv1") == first
+        change(path)
+        again = loss(engine, "block2_conv1")
+        assert again == loss(Engine("cpu", max_memory=10**12), "block2_conv1")
 
 
 @pytest.fixture(scope="module")
