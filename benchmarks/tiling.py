@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.timing import peak_bytes
 from nst_engine.startup import load_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,7 +108,7 @@ def _child(case: str, *, precision: str, repeats: int) -> dict[str, Any]:
         if tiling
         else TracedObjective(form, network, acceleration=Acceleration(on_cpu=True))
     )
-    before = _resident_peak()
+    before = peak_bytes()
     targets = Targets(objective.content_targets(content), [objective.style_targets(style)])
     picture = empty_like(content)
     picture[:] = content[:, ::-1]
@@ -126,12 +126,8 @@ def _child(case: str, *, precision: str, repeats: int) -> dict[str, Any]:
         "seconds": seconds,
         "processor_seconds": processor,
         "before_bytes": before,
-        "peak_bytes": _resident_peak(),
+        "peak_bytes": peak_bytes(),
     }
-
-
-def _resident_peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _table(report: dict[str, Any]) -> str:
