@@ -16,8 +16,34 @@ from storage.jobs import NewSource
 from storage.models import Role
 from storage.workspace import sha256_of
 
-# Jobs that were done before there were scales are the same jobs still.
-_UNUSED_AT_ONE_SCALE: Final = {"scales", "scale_factor", "scale_iterations"}
+_UNUSED_AT_ONE_SCALE: Final = frozenset({"scales", "scale_factor", "scale_iterations"})
+_WITHOUT_EFFECT: Final = frozenset(
+    {
+        "style_scale",
+        "style_size",
+        "style_loss",
+        "style_weights",
+        "equal_layers",
+        "balance",
+        "normalize_gradients",
+        "feather",
+        "init_noise",
+        "average_decay",
+        "min_improvement",
+        "patience",
+        "preserve_color",
+        "color_when",
+        "color_space",
+        "format",
+        "quality",
+        "bits",
+        "keep_metadata",
+        "keep_location",
+        "padding",
+    }
+)
+"""Settings that change nothing while they have their defaults. They are younger than the others: jobs that were done
+before they were there are the same jobs still."""
 
 
 def fingerprint(sources: Sequence[NewSource], config: TransferConfig, *, snapshot_every: int | None = None) -> str:
@@ -35,12 +61,21 @@ def fingerprint_of(
     """The fingerprint of a job of these pictures, content first, each by its role and SHA-256."""
     document: dict[str, Any] = {
         "sources": [list(picture) for picture in pictures],
-        "config": config.model_dump(mode="json", exclude=_UNUSED_AT_ONE_SCALE if config.scales == 1 else None),
+        "config": _settings_that_count(config),
         "weights": _identity(config.weights),
     }
     if snapshot_every is not None:
         document["snapshot_every"] = snapshot_every
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _settings_that_count(config: TransferConfig) -> dict[str, Any]:
+    settings = config.model_dump(mode="json")
+    defaults = TransferConfig().model_dump(mode="json")
+    unused = {key for key in _WITHOUT_EFFECT if settings[key] == defaults[key]}
+    if config.scales == 1:
+        unused |= _UNUSED_AT_ONE_SCALE
+    return {key: value for key, value in settings.items() if key not in unused}
 
 
 def _identity(choice: str) -> str:

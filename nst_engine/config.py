@@ -27,9 +27,14 @@ from nst_engine.vgg19 import CONVOLUTION_NAMES, Pooling
 Normalization = Literal["gatys", "keras", "mean"]
 TotalVariationForm = Literal["keras", "l1", "l2"]
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
-Init = Literal["content", "style", "grey", "noise"]
+Init = Literal["content", "style", "grey", "noise", "picture"]
+PreserveColor = Literal["no", "luminance", "histogram", "linear"]
+ColorSpace = Literal["rgb", "yuv", "ycrcb", "lab", "luv"]
+OutputFormat = Literal["png", "jpeg", "webp", "avif", "tiff"]
+STYLE_LOSSES = ("gram", "mmd-linear", "mmd-gaussian", "moments", "wasserstein", "histogram")
 
 MAX_SIDE = 20_000
+_WEIGHTED = ("content_layers", "style_layers", "style_loss", "style_weights")
 RANDOM_WEIGHTS = "random"
 
 
@@ -39,15 +44,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else "."
 
 
-def _parse_layers(value: Any) -> Any:
-    """Accept "a,b", "a:2,b:1" and ["a", "b"] beside {"a": 2.0}; layers without weights share 1 equally."""
+def _parse_weights(value: Any) -> Any:
+    """Accept "a,b", "a:2,b:1" and ["a", "b"] beside {"a": 2.0}; what has no weight shares 1 equally."""
     if isinstance(value, str):
         value = [part for part in value.split(",") if part.strip()]
     if isinstance(value, list | tuple):
         parts = [str(part).partition(":") for part in value]
         names = [name.strip() for name, _, _ in parts]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"{twice} is given twice; name each layer once, with its weight as in {twice}:2.")
+            raise ValueError(f"{twice} is given twice; name each once, with its weight as in {twice}:2.")
         return {name.strip(): weight if colon else 1 / len(parts) for name, colon, weight in parts}
     return value
 
@@ -65,8 +70,30 @@ def _none(value: Any) -> Any:
     return None if value == "none" else value
 
 
-Layers = Annotated[dict[str, PositiveFloat], BeforeValidator(_parse_layers), AfterValidator(_known_layers)]
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _known_losses(losses: dict[str, float]) -> dict[str, float]:
+    if not losses:
+        raise ValueError(f"needs at least one of {', '.join(STYLE_LOSSES)}.")
+    for name in losses:
+        if name not in STYLE_LOSSES:
+            raise ValueError(f"there is no style loss '{name}'{did_you_mean(name, STYLE_LOSSES)}")
+    return losses
+
+
+def _parse_numbers(value: Any) -> Any:
+    """Accept "2,1" beside [2, 1]."""
+    if isinstance(value, str) and value != "none":
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return _none(value)
+
+
+Layers = Annotated[dict[str, PositiveFloat], BeforeValidator(_parse_weights), AfterValidator(_known_layers)]
+StyleLosses = Annotated[dict[str, PositiveFloat], BeforeValidator(_parse_weights), AfterValidator(_known_losses)]
 Side = Annotated[int, Field(ge=16, le=MAX_SIDE)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TransferConfig(BaseModel):
@@ -78,16 +105,23 @@ class TransferConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    rows: Annotated[Side | None, BeforeValidator(_none)] = Field(
-        400, description="rows of the result; the columns follow the content's shape"
+    rows: Annotated[Side | Literal["content"] | None, BeforeValidator(_none)] = Field(
+        400, description="rows of the result, the columns follow the content's shape; content: its own size"
     )
     long_edge: Annotated[Side | None, BeforeValidator(_none)] = Field(
         None, description="the result's longer side, instead of rows"
     )
-    style_fit: Literal["stretch", "area", "edge"] = Field(
+    style_fit: Literal["stretch", "area", "edge", "crop"] = Field(
         "area",
         description="stretch: the style takes the content's size; area: it keeps its shape and has as many "
-        "pixels; edge: it keeps its shape under the content's rule (rows or long_edge)",
+        "pixels; edge: it keeps its shape under the content's rule (rows or long_edge); crop: its middle is cut to "
+        "the content's shape and takes the content's size",
+    )
+    style_scale: Annotated[float, Field(ge=0.05, le=20)] = Field(
+        1.0, description="how many times as many rows and columns the style has as style_fit gives it"
+    )
+    style_size: Annotated[Side | None, BeforeValidator(_none)] = Field(
+        None, description="the style's longer side, instead of what style_fit and style_scale give it"
     )
     content_layers: Layers = Field({"block4_conv2": 1.0}, description="content layers and their weights")
     style_layers: Layers = Field(
@@ -105,6 +139,28 @@ class TransferConfig(BaseModel):
         "the same with N = 3 and M = rows * columns of the picture, mean 1 / (N^2 M^2)",
     )
     tv_form: TotalVariationForm = Field("l2", description="keras (squares to the power 1.25), l1 or l2")
+    style_loss: StyleLosses = Field(
+        {"gram": 1.0},
+        description="what of the style's feature maps is matched, with weights: gram, mmd-linear, mmd-gaussian, "
+        "moments (mean and deviation), wasserstein, histogram",
+    )
+    style_weights: Annotated[tuple[PositiveFloat, ...] | None, BeforeValidator(_parse_numbers)] = Field(
+        None, description="of several styles, in their order; only their ratio counts; none: all alike"
+    )
+    equal_layers: bool = Field(
+        False, description="each style layer's loss is the share of what empty feature maps would have there"
+    )
+    balance: Annotated[PositiveFloat | None, BeforeValidator(_none)] = Field(
+        None,
+        description="content weight : style weight as one number that means the same at every size, instead of "
+        "content_weight, style_weight and the normalisations; none: those count",
+    )
+    normalize_gradients: bool = Field(
+        False, description="the gradient of each layer's loss is divided by the sum of its absolute values"
+    )
+    feather: Annotated[float, Field(ge=0, le=1000)] = Field(
+        0.0, description="pixels over which the edges of masks are blurred"
+    )
     optimizer: Literal["sgd", "adam", "lbfgs"] = Field("lbfgs", description="sgd, adam or lbfgs")
     learning_rate: PositiveFloat = Field(1.0, description="of sgd and adam, in grey levels")
     decay_rate: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -125,11 +181,44 @@ class TransferConfig(BaseModel):
     scale_iterations: Annotated[PositiveInt | None, BeforeValidator(_none)] = Field(
         None, description="of the iterations, how many at each coarser scale; none: as many at every scale"
     )
-    init: Init = Field("content", description="the picture it starts from: content, style, grey or noise")
+    init: Init = Field(
+        "content", description="the picture it starts from: content, style, grey, noise or picture (one that is given)"
+    )
+    init_noise: Share = Field(0.0, description="the share of noise in the picture that it starts from")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the noise")
     clip: bool = Field(False, description="keep every pixel displayable after each step (sgd and adam)")
-    keep: Literal["last", "best"] = Field("last", description="the result: the last picture or that of least loss")
-    pooling: Pooling = Field("max", description="max or average")
+    keep: Literal["last", "best", "average"] = Field(
+        "last", description="the result: the last picture, that of least loss, or a running average of all"
+    )
+    average_decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.99, description="of keep = average: the weight of a picture after each further iteration"
+    )
+    min_improvement: Share = Field(
+        0.0, description="stop when the loss has not fallen by this share in `patience` iterations; 0: never"
+    )
+    patience: PositiveInt = Field(20, description="see min_improvement")
+    preserve_color: PreserveColor = Field(
+        "no",
+        description="keep the content's colours: luminance (only that is stylised), or histogram or linear (matching "
+        "of colours)",
+    )
+    color_when: Literal["before", "after"] = Field(
+        "after", description="colours are matched before (the style's, to the content) or after (the result's)"
+    )
+    color_space: ColorSpace = Field("lab", description="where preserve_color works: rgb, yuv, ycrcb, lab or luv")
+    format: OutputFormat = Field("png", description="of the result: png, jpeg, webp, avif or tiff")
+    quality: Annotated[int, Field(ge=1, le=100)] = Field(95, description="of jpeg, webp and avif")
+    bits: Annotated[Literal[8, 16], BeforeValidator(_number)] = Field(
+        8, description="a channel of the result; 16 with png and tiff"
+    )
+    keep_metadata: bool = Field(
+        False, description="keep the content's EXIF data (camera, time, author), but not the place"
+    )
+    keep_location: bool = Field(False, description="with keep_metadata: keep the place too")
+    pooling: Pooling = Field("max", description="max, average or l2 (root mean square)")
+    padding: Literal["zeros", "replicate"] = Field(
+        "zeros", description="around the picture, for the first convolution: zeros, or its border's pixels"
+    )
     precision: Precision = Field(
         "auto",
         description="of the feature maps: float32, tf32 (float32 whose products and convolutions a GPU of compute "
@@ -145,6 +234,12 @@ class TransferConfig(BaseModel):
             raise ValueError("Give either rows or long_edge, and 'none' for the other.")
         if self.clip and self.optimizer == "lbfgs":
             raise ValueError("clip works with sgd and adam, not with lbfgs; set clip=false.")
+        if self.bits == 16 and self.format not in ("png", "tiff"):
+            raise ValueError(f"{self.format} has 8 bits a channel; set bits=8, or format=png or tiff.")
+        if self.keep_location and not self.keep_metadata:
+            raise ValueError("keep_location needs keep_metadata=true.")
+        if self.preserve_color == "luminance" and self.color_space == "rgb":
+            raise ValueError("rgb has no luminance of its own; set color_space to yuv, ycrcb, lab or luv.")
         if not (self.content_weight or self.style_weight):
             raise ValueError("content_weight and style_weight cannot both be 0: nothing would be left to do.")
         least = (self.scale_iterations or 1) * (self.scales - 1) + 1
@@ -181,5 +276,6 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return f"{key}: {message}"
     meaning = TransferConfig.model_fields[key].description
-    setting = ".".join(str(part) for part in first["loc"])
+    # What follows a key that takes several kinds of values is pydantic's name for one of them.
+    setting = ".".join(map(str, first["loc"])) if key in _WEIGHTED else key
     return f"{setting} = {first['input']}: {message[0].lower()}{message[1:]} ({meaning})."

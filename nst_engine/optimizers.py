@@ -23,6 +23,9 @@ Evaluate = Callable[[np.ndarray], Evaluation]
 _ARMIJO: Final = 1e-4
 _CURVATURE: Final = 0.9
 _LINE_SEARCH_EVALUATIONS: Final = 20
+_FIRST_MOVE: Final = 8.0
+"""Grey levels, root mean square, that L-BFGS' first trial moves the pixels by: with 1, 2, 4, 16 and 32 it took as many
+evaluations to the same losses or up to a tenth more (four pairs, three presets, 128 rows)."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,8 @@ def _lbfgs_step(
         slope = _dot(gradient, direction)
     if slope == 0:
         return Step(picture, evaluation, state, 0.0, converged=True)
-    # The first step has no curvature to go by: it moves the pixels by one grey level on average.
-    first_length = 1.0 if state.steps else float(np.sqrt(gradient.size / _dot(direction, direction)))
+    # The first step has no curvature to go by.
+    first_length = 1.0 if state.steps else _FIRST_MOVE * float(np.sqrt(gradient.size / _dot(direction, direction)))
     found = _line_search(picture, evaluation, direction, slope, first_length, evaluate)
     if found is None:
         if not state.steps:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 """(filters, convolutions) of each block; every block ends in a 2 x 2 pooling of stride 2."""
 
-Pooling = Literal["max", "average"]
+Pooling = Literal["max", "average", "l2"]
 
 _WINOGRAD_PAIRS = 128 * 256
 """Of channels, from which on a CPU is quicker with Winograd's convolution (by processor time on two cores: 1.0 times as

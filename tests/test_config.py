@@ -62,7 +62,7 @@ SENTENCES = {
     "no layer": ({"content_layers": " , "}, "content_layers: needs at least one layer, such as block1_conv1."),
     "layer twice": (
         {"content_layers": "block1_conv1,block1_conv1:3"},
-        "content_layers: block1_conv1 is given twice; name each layer once, with its weight as in block1_conv1:2.",
+        "content_layers: block1_conv1 is given twice; name each once, with its weight as in block1_conv1:2.",
     ),
     "layer weight below 0": (
         {"content_layers": "block5_conv2:-1"},
@@ -75,8 +75,8 @@ SENTENCES = {
     ),
     "too few rows": (
         {"rows": 8},
-        "rows = 8: input should be greater than or equal to 16 (rows of the result; the columns follow the "
-        "content's shape).",
+        "rows = 8: input should be greater than or equal to 16 (rows of the result, the columns follow the "
+        "content's shape; content: its own size).",
     ),
     "too long an edge": (
         {"long_edge": 20_001},
@@ -124,7 +124,30 @@ SENTENCES = {
     ),
     "unknown choice": (
         {"keep": "first"},
-        "keep = first: input should be 'last' or 'best' (the result: the last picture or that of least loss).",
+        "keep = first: input should be 'last', 'best' or 'average' (the result: the last picture, that of least loss, "
+        "or a running average of all).",
+    ),
+    "unknown style loss": (
+        {"style_loss": "gram,historgam"},
+        "style_loss: there is no style loss 'historgam'; did you mean 'histogram'?",
+    ),
+    "no style loss": (
+        {"style_loss": []},
+        "style_loss: needs at least one of gram, mmd-linear, mmd-gaussian, moments, wasserstein, histogram.",
+    ),
+    "style weight below 0": (
+        {"style_weights": "1,-2"},
+        "style_weights.1 = -2: input should be greater than 0 (of several styles, in their order; only their ratio "
+        "counts; none: all alike).",
+    ),
+    "16 bits of JPEG": (
+        {"format": "jpeg", "bits": "16"},
+        "jpeg has 8 bits a channel; set bits=8, or format=png or tiff.",
+    ),
+    "the place without the rest": ({"keep_location": True}, "keep_location needs keep_metadata=true."),
+    "luminance of rgb": (
+        {"preserve_color": "luminance", "color_space": "rgb"},
+        "rgb has no luminance of its own; set color_space to yuv, ycrcb, lab or luv.",
     ),
 }
 
@@ -139,7 +162,7 @@ def test_one_sentence_for_what_is_wrong(overrides: dict[str, Any], sentence: str
 @pytest.mark.parametrize(
     ("setting", "good", "bad"),
     [
-        ("rows", [16, 20_000], [15, 20_001]),
+        ("rows", [16, 20_000, "content"], [15, 20_001, "style"]),
         ("content_weight", [0, 1e30], [-1e-9]),
         ("style_weight", [0, 1e30], [-1e-9]),
         ("tv_weight", [0], [-1e-9]),
@@ -152,11 +175,26 @@ def test_one_sentence_for_what_is_wrong(overrides: dict[str, Any], sentence: str
         ("history", [1, 100], [0, 101]),
         ("iterations", [1, 1_000_000], [0, 1_000_001]),
         ("seed", [0, 2**32 - 1], [-1, 2**32]),
-        ("init", ["content", "style", "grey", "noise"], ["gray"]),
+        ("init", ["content", "style", "grey", "noise", "picture"], ["gray"]),
+        ("init_noise", [0, 1], [-0.1, 1.1]),
+        ("style_scale", [0.05, 20], [0.04, 21]),
+        ("style_size", [16, None], [15]),
+        ("balance", [1e-9, None], [0]),
+        ("feather", [0, 1000], [-1, 1001]),
+        ("average_decay", [0.5], [0, 1]),
+        ("min_improvement", [0, 1], [-0.1, 1.1]),
+        ("patience", [1], [0]),
+        ("preserve_color", ["no", "luminance", "histogram", "linear"], ["yes"]),
+        ("color_when", ["before", "after"], ["never"]),
+        ("color_space", ["rgb", "yuv", "ycrcb", "lab", "luv"], ["hsv"]),
+        ("format", ["png", "jpeg", "webp", "avif", "tiff"], ["gif"]),
+        ("quality", [1, 100], [0, 101]),
+        ("bits", [8, 16], [12]),
+        ("padding", ["zeros", "replicate"], ["reflect"]),
         ("optimizer", ["sgd", "adam", "lbfgs"], ["lbfgs-b"]),
-        ("pooling", ["max", "average"], ["avg"]),
+        ("pooling", ["max", "average", "l2"], ["avg"]),
         ("precision", ["auto", "float32", "bfloat16"], ["float64"]),
-        ("style_fit", ["stretch", "area", "edge"], ["crop"]),
+        ("style_fit", ["stretch", "area", "edge", "crop"], ["warp"]),
         ("tv_form", ["keras", "l1", "l2"], ["l3"]),
         ("content_normalization", ["gatys", "keras", "mean"], ["sum"]),
         ("gram_normalization", ["gatys", "keras", "mean"], ["sum"]),
