@@ -91,7 +91,8 @@ def wait_until_completed(service: Service, names: Sequence[str]) -> list[Job]:
         return jobs if done else []
 
     patience = PATIENCE_SECONDS + PATIENCE_SECONDS_A_JOB * len(names)
-    return service.wait(f"{names[0]} and those with it are completed", look, seconds=patience)
+    # When they ended is read from the database: to look more often would only take time from them.
+    return service.wait(f"{names[0]} and those with it are completed", look, seconds=patience, pause=1.0)
 
 
 def require_no_failure(service: Service) -> None:

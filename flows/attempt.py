@@ -11,14 +11,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment
 
+from flows import cancellations
 from flows.errors import JobCancelledError, JobInterruptedError, OrchestrationError
 from flows.leases import RENEWALS_A_LEASE, keeping
-from flows.runs import Runs, RunState, asking
+from flows.runs import Asker, RunState
 from flows.settings import Settings
 from nst_engine.config import TransferConfig
 from storage.errors import DatabaseError, JobStateError
@@ -27,8 +28,6 @@ from storage.models import Job, JobState
 from storage.workspace import Workspace
 
 Phase = Literal["preprocess", "optimise", "deprocess", "publish"]
-
-_ASK_SECONDS: Final = 1.0
 
 burst_stop: ContextVar[threading.Event | None] = ContextVar("burst_stop", default=None)
 """Set while a job runs as part of a burst: the event that tells it to stop and be taken up again later."""
@@ -134,38 +133,19 @@ def watching(attempt: Attempt, *, run_id: str | None, warn: Callable[[str], None
     """Watch over an attempt whose flow run, where it has one, may be cancelled through Prefect's API.
 
     Prefect ends the process of a cancelled run, but not the run of a job inside a burst, nor one whose flow worker
-    has died: so the API is asked, in a thread of its own, since it may be slow or away.
+    has died: so the API is asked.
     """
-    cancelled, done = threading.Event(), threading.Event()
-    asker = threading.Thread(target=_ask, args=(run_id, cancelled, done, warn), name="prefect-cancel", daemon=True)
-    if run_id is not None:
-        asker.start()
-    try:
+    if run_id is None:
+        yield Watch(attempt, threading.Event())
+        return
+    with cancellations.watched(run_id, warn=warn) as cancelled:
         yield Watch(attempt, cancelled)
-    finally:
-        done.set()
-
-
-def _ask(run_id: str, cancelled: threading.Event, done: threading.Event, warn: Callable[[str], None]) -> None:
-    away = False
-    while not done.is_set():
-        try:
-            with asking(run_id) as state:
-                while not done.wait(_ASK_SECONDS):
-                    if state() is RunState.CANCELLED:
-                        cancelled.set()
-                        return
-                    away = False
-        except OrchestrationError as error:
-            if not away:
-                warn(f"{error} The job goes on; `nst cancel` still works.")
-            away = True
-            done.wait(_ASK_SECONDS)
 
 
 def cancelled_in_prefect(run_id: str) -> bool:
     """Whether somebody has cancelled this flow run, as far as Prefect can tell."""
     try:
-        return Runs.states([run_id])[run_id] is RunState.CANCELLED
+        with contextlib.closing(Asker()) as asker:
+            return asker.states([run_id])[run_id] is RunState.CANCELLED
     except OrchestrationError:
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -41,20 +41,51 @@ class RunState(StrEnum):
 @contextlib.contextmanager
 def prefect_client() -> Iterator[SyncPrefectClient]:
     """A client of the API; whatever it fails with is raised as OrchestrationError."""
+    with _failing_as_one(), get_client(sync_client=True) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def _failing_as_one() -> Iterator[None]:
     try:
-        with get_client(sync_client=True) as client:
-            yield client
+        yield
     except (httpx.HTTPError, PrefectException, RuntimeError) as error:
         raise OrchestrationError(
             f"Prefect's API does not answer ({str(error) or type(error).__name__}); see logs/prefect.log in the home."
         ) from error
 
 
-@contextlib.contextmanager
-def asking(run_id: str) -> Iterator[Callable[[], RunState]]:
-    """A way to ask again and again where one run stands, until Prefect is away: OrchestrationError."""
-    with prefect_client() as client:
-        yield lambda: _meaning(client.read_flow_run(UUID(run_id)).state)
+class Asker:
+    """Asks where runs stand, again and again with one client, which costs more to make than to ask.
+
+    For one thread. After an OrchestrationError the next question makes another client.
+    """
+
+    def __init__(self) -> None:
+        self._open = contextlib.ExitStack()
+        self._client: SyncPrefectClient | None = None
+
+    def states(self, run_ids: Collection[str]) -> dict[str, RunState]:
+        """The state of each of these runs; OrchestrationError when Prefect is away."""
+        found: dict[str, RunState] = dict.fromkeys(run_ids, RunState.MISSING)
+        wanted = [UUID(run_id) for run_id in run_ids]
+        with _failing_as_one():
+            try:
+                if self._client is None:
+                    self._client = self._open.enter_context(get_client(sync_client=True))
+                for first in range(0, len(wanted), _PAGE):
+                    page = FlowRunFilter(id=FlowRunFilterId(any_=wanted[first : first + _PAGE]))
+                    for run in self._client.read_flow_runs(flow_run_filter=page, limit=_PAGE):
+                        found[str(run.id)] = _meaning(run.state)
+            except BaseException:
+                self.close()
+                raise
+        return found
+
+    def close(self) -> None:
+        """Let go of the client."""
+        self._client = None
+        self._open.close()
 
 
 class Runs:
@@ -62,6 +93,7 @@ class Runs:
 
     def __init__(self, home: Path) -> None:
         self._home = home
+        self._asker = Asker()
 
     def submit_job(self, job: Job) -> str:
         """Schedule a run of its own for the job; submitting the same submission again gives the same run."""
@@ -94,19 +126,9 @@ class Runs:
             key=f"night:{night.id}:{night.submission}" if night else f"night:{uuid4()}",
         )
 
-    @staticmethod
-    def states(run_ids: Collection[str]) -> dict[str, RunState]:
+    def states(self, run_ids: Collection[str]) -> dict[str, RunState]:
         """The state of each of these runs."""
-        found: dict[str, RunState] = dict.fromkeys(run_ids, RunState.MISSING)
-        wanted = [UUID(run_id) for run_id in run_ids]
-        with prefect_client() as client:
-            for first in range(0, len(wanted), _PAGE):
-                page = wanted[first : first + _PAGE]
-                for run in client.read_flow_runs(
-                    flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=page)), limit=_PAGE
-                ):
-                    found[str(run.id)] = _meaning(run.state)
-        return found
+        return self._asker.states(run_ids)
 
     @staticmethod
     def mark_crashed(run_id: str, message: str) -> None:

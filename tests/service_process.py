@@ -194,13 +194,16 @@ class Service:
         )
         return [self.job(name) for name in names]
 
-    def wait(self, what: str, condition: Callable[[], Value], *, seconds: float = 60) -> Value:
-        """Wait until `condition` gives something true, which is returned; else fail with all that is known."""
+    def wait(self, what: str, condition: Callable[[], Value], *, seconds: float = 60, pause: float = 0.05) -> Value:
+        """Wait until `condition` gives something true, which is returned; else fail with all that is known.
+
+        It looks again after `pause` seconds.
+        """
         deadline = time.monotonic() + seconds
         while not (value := condition()):
             if time.monotonic() > deadline:
                 raise AssertionError(f"Not within {seconds} s: {what}.\n{self.report()}")
-            time.sleep(0.05)
+            time.sleep(pause)
         return value
 
     def report(self) -> str:
