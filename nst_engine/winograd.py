@@ -21,6 +21,11 @@ _INVERSES: Final = (5, 3, 4, 1, 2, 0)
 serves forward and backward."""
 
 
+_STRIP_NUMBERS: Final = 1 << 23
+"""Of the windows that are worked on at once, 34 MB; four times as much lives then. Larger maps go strip by strip, since
+of a whole one that would be nine times the map."""
+
+
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What transforms a kernel's 3 numbers, a window's 6 and the products' 6 along one axis, float64.
 
@@ -62,18 +67,40 @@ def convolve(pixels: Any, kernel: Any, *, backward: bool) -> Any:
     instead: the convolution with the mirrored kernel, from `out` channels to `in`.
     """
     rows, columns, channels = tf.shape(pixels)[1], tf.shape(pixels)[2], pixels.shape[3]
+    outputs = kernel.shape[1 if backward else 2]
     down, across = -(-rows // _TILE), -(-columns // _TILE)
     below, right = _TILE * (down + 1) - 1 - rows, _TILE * (across + 1) - 1 - columns
     padded = tf.pad(pixels[0], [[1, below], [1, right], [0, 0]])
+    blocks = tf.reshape(padded, [down + 1, _TILE, across + 1, _TILE, channels])
+    strip = tf.maximum(1, _STRIP_NUMBERS // (_WINDOW**2 * across * max(channels, outputs)))
+
+    def in_strips() -> Any:
+        count = -(-down // strip)
+        found = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, None, outputs))
+
+        def add(number: Any, found: Any) -> tuple[Any, Any]:
+            first = number * strip
+            rows_of_tiles = _rows_of_tiles(blocks[first : tf.minimum(first + strip, down) + 1], kernel, backward=backward)
+            return number + 1, found.write(number, rows_of_tiles)
+
+        _, found = tf.while_loop(lambda number, _: number < count, add, (0, found), parallel_iterations=1)
+        return found.concat()
+
+    whole = tf.cond(down <= strip, lambda: _rows_of_tiles(blocks, kernel, backward=backward), in_strips)
+    return tf.reshape(whole, [1, _TILE * down, _TILE * across, outputs])[:, :rows, :columns]
+
+
+def _rows_of_tiles(blocks: Any, kernel: Any, *, backward: bool) -> Any:
+    """The outputs (4 n, 4 across, out) of n rows of tiles, from n + 1 rows of blocks (n + 1, 4, across + 1, 4, in)."""
+    down, across, channels = tf.shape(blocks)[0] - 1, tf.shape(blocks)[2] - 1, blocks.shape[4]
     # By phase, so that the same place of all windows lies together: the transforms are then plain matrix products.
-    phases = tf.transpose(tf.reshape(padded, [down + 1, _TILE, across + 1, _TILE, channels]), [1, 3, 0, 2, 4])
+    phases = tf.transpose(blocks, [1, 3, 0, 2, 4])
     windows = tf.stack([_shifted(phases, i, j, down, across) for i in range(_WINDOW) for j in range(_WINDOW)])
     inputs = tf.matmul(_INPUTS[backward], tf.reshape(windows, [_WINDOW**2, -1]))
     products = tf.matmul(tf.reshape(inputs, [_WINDOW**2, -1, channels]), kernel, transpose_b=backward)
     outputs = tf.matmul(_OUTPUTS[backward], tf.reshape(products, [_WINDOW**2, -1]))
     tiles = tf.reshape(outputs, [_TILE, _TILE, down, across, kernel.shape[1 if backward else 2]])
-    whole = tf.reshape(tf.transpose(tiles, [2, 0, 3, 1, 4]), [1, _TILE * down, _TILE * across, tiles.shape[4]])
-    return whole[:, :rows, :columns]
+    return tf.reshape(tf.transpose(tiles, [2, 0, 3, 1, 4]), [_TILE * down, _TILE * across, tiles.shape[4]])
 
 
 def _shifted(phases: Any, i: int, j: int, down: Any, across: Any) -> Any:
