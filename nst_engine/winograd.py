@@ -80,7 +80,9 @@ def convolve(pixels: Any, kernel: Any, *, backward: bool) -> Any:
 
         def add(number: Any, found: Any) -> tuple[Any, Any]:
             first = number * strip
-            rows_of_tiles = _rows_of_tiles(blocks[first : tf.minimum(first + strip, down) + 1], kernel, backward=backward)
+            rows_of_tiles = _rows_of_tiles(
+                blocks[first : tf.minimum(first + strip, down) + 1], kernel, backward=backward
+            )
             return number + 1, found.write(number, rows_of_tiles)
 
         _, found = tf.while_loop(lambda number, _: number < count, add, (0, found), parallel_iterations=1)
