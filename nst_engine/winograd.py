@@ -69,9 +69,6 @@ def convolve(pixels: Any, kernel: Any, *, backward: bool) -> Any:
     rows, columns, channels = tf.shape(pixels)[1], tf.shape(pixels)[2], pixels.shape[3]
     outputs = kernel.shape[1 if backward else 2]
     down, across = -(-rows // _TILE), -(-columns // _TILE)
-    below, right = _TILE * (down + 1) - 1 - rows, _TILE * (across + 1) - 1 - columns
-    padded = tf.pad(pixels[0], [[1, below], [1, right], [0, 0]])
-    blocks = tf.reshape(padded, [down + 1, _TILE, across + 1, _TILE, channels])
     strip = tf.maximum(1, _STRIP_NUMBERS // (_WINDOW**2 * across * max(channels, outputs)))
 
     def in_strips() -> Any:
@@ -80,21 +77,30 @@ def convolve(pixels: Any, kernel: Any, *, backward: bool) -> Any:
 
         def add(number: Any, found: Any) -> tuple[Any, Any]:
             first = number * strip
-            rows_of_tiles = _rows_of_tiles(
-                blocks[first : tf.minimum(first + strip, down) + 1], kernel, backward=backward
-            )
-            return number + 1, found.write(number, rows_of_tiles)
+            tiles = _rows_of_tiles(pixels[0], kernel, first, tf.minimum(strip, down - first), backward=backward)
+            return number + 1, found.write(number, tiles)
 
         _, found = tf.while_loop(lambda number, _: number < count, add, (0, found), parallel_iterations=1)
         return found.concat()
 
-    whole = tf.cond(down <= strip, lambda: _rows_of_tiles(blocks, kernel, backward=backward), in_strips)
-    return tf.reshape(whole, [1, _TILE * down, _TILE * across, outputs])[:, :rows, :columns]
+    def at_once() -> Any:
+        return _rows_of_tiles(pixels[0], kernel, 0, down, backward=backward)
+
+    return tf.reshape(tf.cond(down <= strip, at_once, in_strips), [1, rows, columns, outputs])
 
 
-def _rows_of_tiles(blocks: Any, kernel: Any, *, backward: bool) -> Any:
-    """The outputs (4 n, 4 across, out) of n rows of tiles, from n + 1 rows of blocks (n + 1, 4, across + 1, 4, in)."""
-    down, across, channels = tf.shape(blocks)[0] - 1, tf.shape(blocks)[2] - 1, blocks.shape[4]
+def _rows_of_tiles(pixels: Any, kernel: Any, first: Any, down: Any, *, backward: bool) -> Any:
+    """The outputs of `down` rows of tiles from the row `first` on, of pixels (rows, columns, in)."""
+    rows, columns, channels = tf.shape(pixels)[0], tf.shape(pixels)[1], pixels.shape[2]
+    across = -(-columns // _TILE)
+    # A window begins a pixel before its tile and ends one after it.
+    top, bottom = _TILE * first - 1, _TILE * (first + down) + 1
+    seen = pixels[tf.maximum(top, 0) : bottom]
+    above, left = tf.maximum(-top, 0), 1
+    below = _TILE * (down + 1) - above - tf.shape(seen)[0]
+    right = _TILE * (across + 1) - left - columns
+    padded = tf.pad(seen, [[above, below], [left, right], [0, 0]])
+    blocks = tf.reshape(padded, [down + 1, _TILE, across + 1, _TILE, channels])
     # By phase, so that the same place of all windows lies together: the transforms are then plain matrix products.
     phases = tf.transpose(blocks, [1, 3, 0, 2, 4])
     windows = tf.stack([_shifted(phases, i, j, down, across) for i in range(_WINDOW) for j in range(_WINDOW)])
@@ -102,7 +108,8 @@ def _rows_of_tiles(blocks: Any, kernel: Any, *, backward: bool) -> Any:
     products = tf.matmul(tf.reshape(inputs, [_WINDOW**2, -1, channels]), kernel, transpose_b=backward)
     outputs = tf.matmul(_OUTPUTS[backward], tf.reshape(products, [_WINDOW**2, -1]))
     tiles = tf.reshape(outputs, [_TILE, _TILE, down, across, kernel.shape[1 if backward else 2]])
-    return tf.reshape(tf.transpose(tiles, [2, 0, 3, 1, 4]), [_TILE * down, _TILE * across, tiles.shape[4]])
+    whole = tf.reshape(tf.transpose(tiles, [2, 0, 3, 1, 4]), [_TILE * down, _TILE * across, tiles.shape[4]])
+    return whole[: rows - _TILE * first, :columns]
 
 
 def _shifted(phases: Any, i: int, j: int, down: Any, across: Any) -> Any:

@@ -8,6 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nst_engine import winograd
 from nst_engine.winograd import WinogradConv2D, convolve, transform_kernel
 
 NUMBERS = np.random.default_rng(7)
@@ -31,11 +32,18 @@ def plain(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     inputs=st.integers(1, 9),
     outputs=st.integers(1, 9),
     backward=st.booleans(),
+    strips=st.booleans(),
 )
-def test_every_size_is_convolved_as_defined(rows: int, columns: int, inputs: int, outputs: int, backward: bool) -> None:
+def test_every_size_is_convolved_as_defined(
+    rows: int, columns: int, inputs: int, outputs: int, backward: bool, strips: bool
+) -> None:
     kernel = NUMBERS.standard_normal((3, 3, inputs, outputs)).astype(np.float32)
     pixels = NUMBERS.standard_normal((rows, columns, outputs if backward else inputs)).astype(np.float32)
-    found = convolve(tf.constant(pixels[np.newaxis]), tf.constant(transform_kernel(kernel)), backward=backward)
+    with pytest.MonkeyPatch.context() as patch:
+        if strips:
+            # One to three rows of tiles of the widest pictures at once.
+            patch.setattr(winograd, "_STRIP_NUMBERS", 2 * 36 * 6 * 9)
+        found = convolve(tf.constant(pixels[np.newaxis]), tf.constant(transform_kernel(kernel)), backward=backward)
     wanted = plain(pixels, kernel[::-1, ::-1].transpose(0, 1, 3, 2) if backward else kernel)
     assert found.shape == (1, *wanted.shape)
     np.testing.assert_allclose(found[0], wanted, atol=2e-5 * max(1.0, np.abs(wanted).max()))
