@@ -234,6 +234,11 @@ class TransferConfig(BaseModel):
             raise ValueError("Give either rows or long_edge, and 'none' for the other.")
         if self.clip and self.optimizer == "lbfgs":
             raise ValueError("clip works with sgd and adam, not with lbfgs; set clip=false.")
+        if self.normalize_gradients and self.optimizer == "lbfgs":
+            raise ValueError(
+                "normalize_gradients works with sgd and adam, not with lbfgs, which compares gradients with losses; "
+                "set optimizer=adam."
+            )
         if self.bits == 16 and self.format not in ("png", "tiff"):
             raise ValueError(f"{self.format} has 8 bits a channel; set bits=8, or format=png or tiff.")
         if self.keep_location and not self.keep_metadata:
@@ -263,6 +268,15 @@ class TransferConfig(BaseModel):
             return TransferConfig.model_validate(settings)
         except ValidationError as error:
             raise ConfigError(_sentence(error)) from error
+
+
+def check_styles(config: TransferConfig, *, styles: int) -> None:
+    """Raise ConfigError, one sentence, when `config` cannot be of a transfer with so many styles."""
+    if config.style_weights is not None and len(config.style_weights) != styles:
+        raise ConfigError(
+            f"style_weights gives {len(config.style_weights)} weights for {styles} "
+            f"{'style' if styles == 1 else 'styles'}; give one for each, in their order."
+        )
 
 
 def _sentence(error: ValidationError) -> str:

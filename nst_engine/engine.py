@@ -13,17 +13,20 @@ import tensorflow as tf
 
 from nst_engine import weights
 from nst_engine.acceleration import Acceleration, choose_acceleration
-from nst_engine.config import RANDOM_WEIGHTS, TransferConfig
+from nst_engine.config import RANDOM_WEIGHTS, TransferConfig, check_styles
 from nst_engine.errors import OutOfMemoryError
 from nst_engine.evaluation import Evaluation
+from nst_engine.form import ContentForm, Form, StyleForm
 from nst_engine.gpu_memory import memory_of
 from nst_engine.hardware import Device, choose_device, choose_precision
 from nst_engine.images import preprocess
+from nst_engine.masks import Guide
 from nst_engine.memory import PROCESS_BYTES, Memory, MemoryPlan, machine_memory, plan_memory
-from nst_engine.objective import ContentForm, Form, Objective, StyleForm, StyleTargets, Targets, TracedObjective
+from nst_engine.objective import Objective, StyleTargets, Targets, TracedObjective
 from nst_engine.out_of_memory import Evaluate, FallingBack
 from nst_engine.pictures import Pictures, digest_of
 from nst_engine.recent import Recent
+from nst_engine.startup import give_back_memory
 from nst_engine.tiled_objective import TiledObjective
 from nst_engine.tiling import Tiling
 from nst_engine.vgg19 import Network
@@ -73,7 +76,7 @@ class Engine:
         self._networks = WeakValueDictionary[tuple[str, str], Network]()
         self._objectives: Recent[tuple[Form, str, Tiling | None, Acceleration], Objective[Any]] = Recent(_FORMS_KEPT)
         self._contents: Recent[tuple[ContentForm, str, str, Tiling | None, Acceleration], Any] = Recent(_CONTENTS_KEPT)
-        self._styles: Recent[tuple[StyleForm, str, str, Tiling | None, Acceleration], StyleTargets] = Recent(
+        self._styles: Recent[tuple[StyleForm, str, str, str, Tiling | None, Acceleration], StyleTargets] = Recent(
             _STYLES_KEPT, limit=_STYLE_BYTES_KEPT, size=lambda style: style.bytes
         )
 
@@ -94,15 +97,19 @@ class Engine:
         memory = self._memory
         if self._ran_out:
             memory = _at_most(self._ran_out.get(digest_of(pictures.content), sys.maxsize), memory)
-        return plan_memory(config, sizes, precision=precision, memory=memory, host=self._host)
+        return plan_memory(
+            config, sizes, masks=len(pictures.masks), precision=precision, memory=memory, host=self._host
+        )
 
     def evaluator(self, config: TransferConfig, pictures: Pictures, *, precision: str) -> Evaluate:
         """The loss of this transfer as a function of a preprocessed picture, its targets computed.
 
         When the memory runs out, here or in a call, it goes on in tiles that need less, and for as long as this engine
         lives it keeps to less with this content, and to at most that or 2 GB with others. Raises OutOfMemoryError when
-        nothing needs clearly less, and MemoryNeededError when it needs more memory than there is, in tiles too.
+        nothing needs clearly less, MemoryNeededError when it needs more memory than there is, in tiles too, ConfigError
+        as `check_styles`, and ImageError when a mask has nothing inside at a layer.
         """
+        check_styles(config, styles=len(pictures.styles))
 
         def plan() -> MemoryPlan:
             return self.memory_plan(config, pictures, precision=precision)
@@ -135,7 +142,12 @@ class Engine:
     def _prepared(self, config: TransferConfig, pictures: Pictures, plan: MemoryPlan, *, precision: str) -> Evaluate:
         tiling = plan.tiling
         loaded = self.weights(config.weights)
-        form = Form.of(config, styles=len(pictures.styles), dtype="float32" if precision == "tf32" else precision)
+        form = Form.of(
+            config,
+            styles=len(pictures.styles),
+            dtype="float32" if precision == "tf32" else precision,
+            masked=bool(pictures.masks),
+        )
         acceleration = choose_acceleration(
             self.device, precision=precision, xla=self._xla, deterministic=self._deterministic
         )
@@ -160,23 +172,45 @@ class Engine:
         with tf.device(self.device.tensorflow_name):
             objective = self._objectives.get((form, loaded.sha256, tiling, acceleration), trace)
 
-            def style_targets(style: np.ndarray) -> StyleTargets:
-                key = (form.style, loaded.sha256, digest_of(style), tiling, acceleration)
-                return self._styles.get(key, lambda: objective.style_targets(preprocess(style)))
+            def guide(place: int, mask: np.ndarray) -> Guide:
+                return Guide.of(
+                    form.style_layers,
+                    mask.shape,
+                    sampled=form.sampled,
+                    mask=mask,
+                    feather=config.feather,
+                    name=f"style {place + 1}",
+                )
+
+            def style_targets(place: int, style: np.ndarray) -> StyleTargets:
+                mask = pictures.style_masks[place] if pictures.style_masks else None
+                masked = "" if mask is None else f"{digest_of(mask)}, feather {config.feather}"
+                key = (form.style, loaded.sha256, digest_of(style), masked, tiling, acceleration)
+                return self._styles.get(
+                    key,
+                    lambda: objective.style_targets(preprocess(style), None if mask is None else guide(place, mask)),
+                )
 
             targets = Targets(
                 content=self._contents.get(
                     (form.content, loaded.sha256, digest_of(pictures.content), tiling, acceleration),
                     lambda: objective.content_targets(preprocess(pictures.content)),
                 ),
-                styles=[style_targets(style) for style in pictures.styles],
+                styles=[style_targets(place, style) for place, style in enumerate(pictures.styles)],
+                guides=[guide(place, mask) for place, mask in enumerate(pictures.masks)],
             )
+
+        if tiling is not None:
+            give_back_memory()
 
         def evaluate(picture: np.ndarray) -> Evaluation:
             # The engine may have served a transfer in another precision since.
             acceleration.switch_on()
             with tf.device(self.device.tensorflow_name):
-                return objective.evaluate(picture, targets, config)
+                evaluation = objective.evaluate(picture, targets, config)
+            if tiling is not None:
+                give_back_memory()
+            return evaluation
 
         return evaluate
 

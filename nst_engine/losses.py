@@ -20,11 +20,17 @@ def content_loss(features: Tensor, target: Tensor, *, normalization: Normalizati
     "keras" leaves out the half, "mean" divides the sum by M N. Differences are taken in the features' dtype
     and summed in float32.
     """
-    squares = tf.square(_exact(features - target))
+    squares = tf.square(exact(features - target))
     if normalization == "mean":
         return tf.reduce_mean(squares)
     total = tf.reduce_sum(squares)
     return total / 2 if normalization == "gatys" else total
+
+
+def relative_content_loss(features: Tensor, target: Tensor) -> Tensor:
+    """sum (F - P)^2 / sum P^2: 1 where there is nothing of the content; a float32 scalar, 0 where P is empty."""
+    difference = content_loss(features, target, normalization="keras")
+    return tf.math.divide_no_nan(difference, tf.reduce_sum(tf.square(exact(target))))
 
 
 def gram_matrix(features: Tensor) -> Tensor:
@@ -33,29 +39,7 @@ def gram_matrix(features: Tensor) -> Tensor:
     The product is taken in the features' dtype, since that is where bfloat16 hardware pays, and is float32 from
     there on.
     """
-    return _exact(_gram_product(tf.reshape(features, (-1, features.shape[-1]))))
-
-
-def gram_matrix_beside(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The features again, for all that comes after them, and their Gram matrix.
-
-    The gradient that the Gram matrix gives them is as large as they are and could be computed long before that of what
-    comes after them; here it waits for that one, so that it need not be kept.
-    """
-    after, product = _features_and_gram_product(features)
-    return after, _exact(product)
-
-
-@tf.custom_gradient  # type: ignore[untyped-decorator]
-def _features_and_gram_product(features: Tensor) -> tuple[tuple[Tensor, Tensor], Callable[..., Tensor]]:
-    positions = tf.reshape(features, (-1, features.shape[-1]))
-
-    def gradient(after: Tensor, upstream: Tensor) -> Tensor:
-        with tf.control_dependencies([after]):
-            product = tf.matmul(positions, upstream + tf.transpose(upstream))
-        return after + tf.reshape(product, tf.shape(features))
-
-    return (tf.identity(features), tf.matmul(positions, positions, transpose_a=True)), gradient
+    return exact(_gram_product(tf.reshape(features, (-1, features.shape[-1]))))
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]
@@ -90,7 +74,15 @@ def style_loss(
 
 def weighted_sum(losses: list[Tensor], weights: list[Tensor]) -> Tensor:
     """Equation 4: L = sum_l w_l E_l."""
-    return tf.add_n([weight * loss for loss, weight in zip(losses, weights, strict=True)])
+    return sum_of([weight * loss for loss, weight in zip(losses, weights, strict=True)])
+
+
+def sum_of(numbers: list[Tensor]) -> Tensor:
+    """The sum of scalars, always in the same order.
+
+    That of tf.add_n depends on which of them it may overwrite, and so, in the last bit, on the moment.
+    """
+    return tf.reduce_sum(tf.stack(numbers))
 
 
 def total_variation(picture: Tensor, *, form: TotalVariationForm) -> Tensor:
@@ -101,11 +93,41 @@ def total_variation(picture: Tensor, *, form: TotalVariationForm) -> Tensor:
     """
     if form == "keras":
         return _keras_variation(picture)
-    down = picture[1:] - picture[:-1]
-    right = picture[:, 1:] - picture[:, :-1]
-    if form == "l1":
-        return tf.reduce_sum(tf.abs(down)) + tf.reduce_sum(tf.abs(right))
-    return tf.reduce_sum(tf.square(down)) + tf.reduce_sum(tf.square(right))
+    return _variation_of_absolutes(picture) if form == "l1" else _variation_of_squares(picture)
+
+
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def _variation_of_absolutes(picture: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    down, right = _differences(picture)
+
+    def gradient(upstream: Tensor) -> Tensor:
+        return _undifferenced(upstream * tf.sign(down), upstream * tf.sign(right))
+
+    return tf.reduce_sum(tf.abs(down)) + tf.reduce_sum(tf.abs(right)), gradient
+
+
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def _variation_of_squares(picture: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    down, right = _differences(picture)
+
+    def gradient(upstream: Tensor) -> Tensor:
+        return _undifferenced(2 * upstream * down, 2 * upstream * right)
+
+    return tf.reduce_sum(tf.square(down)) + tf.reduce_sum(tf.square(right)), gradient
+
+
+def _differences(picture: Tensor) -> tuple[Tensor, Tensor]:
+    return picture[1:] - picture[:-1], picture[:, 1:] - picture[:, :-1]
+
+
+def _undifferenced(by_down: Tensor, by_right: Tensor) -> Tensor:
+    """The gradient for the picture from those for its differences.
+
+    Automatic differentiation would add four slices up, in an order that depends on the moment, see `sum_of`.
+    """
+    vertical = tf.pad(by_down, ((1, 0), (0, 0), (0, 0))) - tf.pad(by_down, ((0, 1), (0, 0), (0, 0)))
+    horizontal = tf.pad(by_right, ((0, 0), (1, 0), (0, 0))) - tf.pad(by_right, ((0, 0), (0, 1), (0, 0)))
+    return vertical + horizontal
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]
@@ -125,5 +147,6 @@ def _keras_variation(picture: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor
     return tf.reduce_sum(squares * root), gradient
 
 
-def _exact(tensor: Tensor) -> Tensor:
+def exact(tensor: Tensor) -> Tensor:
+    """In float32 what is in bfloat16, and all else as it is."""
     return tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor

@@ -12,7 +12,7 @@ from typing import Final
 from nst_engine.config import TransferConfig
 from nst_engine.errors import MemoryNeededError
 from nst_engine.tiling import WHOLE_FROM, Segment, Tiling
-from nst_engine.vgg19 import deepest
+from nst_engine.vgg19 import CONVOLUTION_NAMES, deepest
 
 SIDES: Final = (1024, 512, 256, 128)
 """Of tiles, in pixels: larger ones save little time, and smaller ones are mostly halo and save little memory."""
@@ -27,12 +27,29 @@ _LIVE: Final = 1.6
 _LIVE_WINOGRAD: Final = 2.71
 """The same of a tile behind block 2 with Winograd's convolution, which works in more than twice its input and output:
 338 MB for 160 x 160 positions of block 3."""
+_LIVE_WINOGRAD_REST: Final = 2.1
+"""The same of the rest, whose large maps are convolved strip by strip: 0.66 GB from block 4 on at 1080 x 1920."""
+_WINOGRAD_BYTES: Final = 200_000_000
+"""By how much its kernels are larger, and what a strip is worked on in."""
+_PLAINLY_CONVOLVED: Final = tuple(name for name in CONVOLUTION_NAMES if name < "block3")
 _PICTURE_BYTES: Final = 12
 _PICTURES: Final = 8
 """Pictures of 12 bytes a pixel that every transfer holds: the current, the best and the tried one with their gradients,
 and those it was given, which are smaller."""
 _GIVEN_BYTES: Final = 3
 """A pixel of the pictures that a transfer was given."""
+_COPIES: Final = {"gram": 0.0, "histogram": 4.5}
+_OTHER_COPIES: Final = 2.5
+_MASK_COPIES: Final = 1.2
+_NORMALIZED_COPIES: Final = 0.5
+"""Copies of the largest style layer's map, in float32, that come on top: by statistic and under a mask once a view, and
+with normalised gradients once. At 480 x 640 pixels and down to block 3 the histogram took 1.1 in float32 and 4.2 in
+bfloat16 (5.4 of two styles), wasserstein 0.7 and 2.4, the three others together 2.7 (float32), a mask 1.1, normalised
+gradients 0.1."""
+_L2_LIVE: Final = 1.15
+"""By how much more l2 pooling takes in all: 1.11 times in the same measurement."""
+_MASK_BYTES: Final = 1 + 4 * 4 / 3
+"""A pixel of a mask, as it was given and its weights at all strides."""
 _FREE_SHARE: Final = 0.9
 _WORTH_TILES: Final = 0.9
 """Of the memory: tiles that save less than this only cost time."""
@@ -74,15 +91,16 @@ def plan_memory(
     precision: str,
     memory: Memory | None,
     host: Memory | None = None,
+    masks: int = 0,
 ) -> MemoryPlan:
-    """The plan for pictures of these sizes (rows, columns), the content's first.
+    """The plan for pictures of these sizes (rows, columns), the content's first, and so many masks of the content's.
 
     It is the quickest that keeps to what is free, on disk only where none does in memory, else the one that needs
     least. Where nothing is known of the memory, pictures are worked on as a whole. With `host`, the machine's memory,
     `memory` is a GPU's, and what `host` has no room for is on disk. Raises MemoryNeededError when there can never be
     enough.
     """
-    plans = _plans(config, sizes, precision=precision, on_gpu=host is not None)
+    plans = _plans(config, sizes, masks=masks, precision=precision, on_gpu=host is not None)
     if host is not None:
         plans = [plan for plan in plans if plan.on_disk or plan.host_bytes <= host.free]
     if memory is None:
@@ -151,7 +169,7 @@ def _group(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> I
 
 
 def _plans(
-    config: TransferConfig, sizes: Sequence[tuple[int, ...]], *, precision: str, on_gpu: bool
+    config: TransferConfig, sizes: Sequence[tuple[int, ...]], *, masks: int, precision: str, on_gpu: bool
 ) -> list[MemoryPlan]:
     """All plans, the quickest first, and those on disk behind the others."""
     last = deepest((*config.content_layers, *config.style_layers))
@@ -159,27 +177,33 @@ def _plans(
     areas = [size[0] * size[1] for size in sizes]
     pixels = max(areas)
     number = 2 if precision == "bfloat16" else 4
-    live_in_tiles = _LIVE_WINOGRAD if precision == "float32" and not on_gpu else _LIVE
+    winograd = precision == "float32" and not on_gpu
     held = rows * columns * _PICTURE_BYTES * (_PICTURES + _optimizer_pictures(config))
     given = sum(areas) * _GIVEN_BYTES
+    masked = rows * columns * _MASK_BYTES * masks
+    copies = _copies(config, styles=len(sizes) - 1, masks=masks)
+    more = _L2_LIVE if config.pooling == "l2" else 1.0
     candidates = [Tiling(side, first) for side in SIDES for first in (*WHOLE_FROM, None)]
     tilings = [tiling for tiling in candidates if (tiling.whole_from is None) != tiling.segments(last)[-1].whole]
     tilings.sort(key=lambda tiling: tiling.work(last, rows, columns))
 
     def plan(tiling: Tiling | None, working: float, arrays: float, *, on_disk: bool = False) -> MemoryPlan:
+        working += _WINOGRAD_BYTES if winograd and tiling is not None and last not in _PLAINLY_CONVOLVED else 0
         if on_gpu:
             return MemoryPlan(tiling, PROCESS_BYTES + round(working), on_disk, PROCESS_BYTES + round(arrays))
         return MemoryPlan(tiling, PROCESS_BYTES + round(working + arrays), on_disk)
 
     def tiled(tiling: Tiling, *, on_disk: bool) -> MemoryPlan:
         parts = tiling.segments(last)
-        working = _working_bytes(tiling, parts, pixels, number, live_in_tiles)
+        working = _working_bytes(tiling, parts, pixels, number, winograd=winograd)
+        working = more * working + _working_bytes_of_copies(config, tiling, parts, pixels, copies)
         between = pixels * _bytes_between(parts, number, on_disk=on_disk)
-        return plan(tiling, working, between + (given if on_disk else held), on_disk=on_disk)
+        return plan(tiling, working, between + masked + (given if on_disk else held), on_disk=on_disk)
 
     whole = sum(part.numbers_a_pixel for part in tilings[0].segments(last))
+    largest = max(_largest_style_map(config, part) for part in tilings[0].segments(last))
     return [
-        plan(None, pixels * number * _LIVE * whole, held),
+        plan(None, pixels * (more * number * _LIVE * whole + 4 * copies * largest), held + masked),
         *(tiled(tiling, on_disk=False) for tiling in tilings),
         *(tiled(tiling, on_disk=True) for tiling in tilings),
     ]
@@ -194,16 +218,49 @@ def _bytes_between(parts: Sequence[Segment], number: int, *, on_disk: bool) -> f
     return number * sum(inputs.values()) + 4 * max(inputs.values(), default=0.0)
 
 
-def _working_bytes(tiling: Tiling, parts: Sequence[Segment], pixels: int, number: int, live_in_tiles: float) -> float:
-    """The largest tile with its halo, and the rest; `live_in_tiles` is what a tile behind block 2 takes of its maps."""
+def _working_bytes(tiling: Tiling, parts: Sequence[Segment], pixels: int, number: int, *, winograd: bool) -> float:
+    """The largest tile with its halo, and the rest."""
+    behind_block_2, behind_tiles = (_LIVE_WINOGRAD, _LIVE_WINOGRAD_REST) if winograd else (_LIVE, _LIVE)
     tile = max(
-        _tile_pixels(tiling, part, pixels) * part.numbers_a_pixel * (live_in_tiles if part.stride > 1 else _LIVE)
+        _tile_pixels(tiling, part, pixels) * part.numbers_a_pixel * (behind_block_2 if part.stride > 1 else _LIVE)
         for part in parts
         if not part.whole
     )
     # The allocator gives back little of what the one worked in before the other begins.
     rest = sum(pixels * part.numbers_a_pixel for part in parts if part.whole)
-    return number * (tile + rest * _LIVE)
+    return number * (tile + rest * behind_tiles)
+
+
+def _copies(config: TransferConfig, *, styles: int, masks: int) -> float:
+    """Copies of the largest style layer's map, see `_COPIES`."""
+    views = styles if masks or "histogram" in config.style_loss else 1
+    summed = sum(_COPIES.get(name, _OTHER_COPIES) for name in config.style_loss) + (_MASK_COPIES if masks else 0.0)
+    return views * summed + (_NORMALIZED_COPIES if config.normalize_gradients else 0.0)
+
+
+def _working_bytes_of_copies(
+    config: TransferConfig, tiling: Tiling, parts: Sequence[Segment], pixels: int, copies: float
+) -> float:
+    """Those copies, of a tile and of the rest."""
+    tile, rest = (
+        max(
+            (
+                (pixels if whole else _tile_pixels(tiling, part, pixels)) * _largest_style_map(config, part)
+                for part in parts
+                if part.whole == whole
+            ),
+            default=0.0,
+        )
+        for whole in (False, True)
+    )
+    return 4 * copies * (tile + rest)
+
+
+def _largest_style_map(config: TransferConfig, part: Segment) -> float:
+    """The numbers in the largest map of a style layer in that segment, for each pixel of the picture."""
+    return max(
+        (layer.channels / layer.stride**2 for layer, _ in part.layers if layer.name in config.style_layers), default=0.0
+    )
 
 
 def _tile_pixels(tiling: Tiling, part: Segment, pixels: int) -> float:

@@ -4,92 +4,27 @@ TensorFlow never frees a trace; XLA needs one a size, and there are a few of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from nst_engine.acceleration import Acceleration
-from nst_engine.config import Normalization, TotalVariationForm, TransferConfig
+from nst_engine.config import TransferConfig
 from nst_engine.evaluation import Evaluation, Losses
-from nst_engine.losses import (
-    content_loss,
-    gram_matrix,
-    gram_matrix_beside,
-    style_loss,
-    total_variation,
-    weighted_sum,
-)
+from nst_engine.form import Form, LossWeights
+from nst_engine.gradients import beside, normalized
+from nst_engine.losses import content_loss, relative_content_loss, total_variation, weighted_sum
+from nst_engine.masks import Guide
+from nst_engine.matching import Matching, NamedSums, range_of
 from nst_engine.recent import Recent
-from nst_engine.vgg19 import Network, Pooling, deepest, names_down_to
+from nst_engine.vgg19 import CONVOLUTIONS, Network, deepest, names_down_to
+from nst_engine.views import Views
 
 _PROGRAMS_KEPT: Final = 4
-
-
-@dataclass(frozen=True)
-class Form:
-    """What decides the shape of the computation: everything that a trace is made for, and no number in it."""
-
-    content_layers: tuple[str, ...]
-    style_layers: tuple[str, ...]
-    styles: int
-    content_normalization: Normalization
-    gram_normalization: Normalization
-    tv_form: TotalVariationForm | None
-    pooling: Pooling
-    dtype: str
-
-    @classmethod
-    def of(cls, config: TransferConfig, *, styles: int, dtype: str) -> Form:
-        """The form of `config` with so many style pictures and features in `dtype`."""
-        return cls(
-            content_layers=tuple(config.content_layers),
-            style_layers=tuple(config.style_layers),
-            styles=styles,
-            content_normalization=config.content_normalization,
-            gram_normalization=config.gram_normalization,
-            tv_form=config.tv_form if config.tv_weight else None,
-            pooling=config.pooling,
-            dtype=dtype,
-        )
-
-    def named(self, layers: list[float]) -> dict[str, float]:
-        """The layers' losses, contents first, under the names that `Losses` has for them."""
-        names = [
-            *(f"content/{layer}" for layer in self.content_layers),
-            *(f"style/{layer}" for layer in self.style_layers),
-        ]
-        return dict(zip(names, layers, strict=True))
-
-    @property
-    def content(self) -> ContentForm:
-        """What the targets of the content depend on."""
-        return ContentForm(self.content_layers, self.pooling, self.dtype)
-
-    @property
-    def style(self) -> StyleForm:
-        """What the targets of a style depend on, whatever the content and the other styles are."""
-        return StyleForm(self.style_layers, self.pooling, self.dtype)
-
-
-@dataclass(frozen=True)
-class ContentForm:
-    """The part of a form that decides the targets of a content picture."""
-
-    layers: tuple[str, ...]
-    pooling: Pooling
-    dtype: str
-
-
-@dataclass(frozen=True)
-class StyleForm:
-    """The part of a form that decides the targets of a style picture."""
-
-    layers: tuple[str, ...]
-    pooling: Pooling
-    dtype: str
+_CHANNELS: Final = {layer.name: layer.channels for layer in CONVOLUTIONS}
 
 
 @dataclass(frozen=True)
@@ -101,17 +36,17 @@ class ContentTargets:
 
 @dataclass(frozen=True)
 class StyleTargets:
-    """One style's Gram matrices a position, G / M, a tensor a layer.
+    """What is matched of one style, by statistic, for each layer.
 
-    A Gram matrix is kept a position so that a style of another size than the result compares with it.
+    It is kept a position (the Gram matrix as G / M), so that a style of another size than the result compares with it.
     """
 
-    grams: list[Any]
+    layers: list[NamedSums]
 
     @property
     def bytes(self) -> int:
         """The memory that they take."""
-        return sum(int(np.prod(gram.shape)) * gram.dtype.size for gram in self.grams)
+        return sum(int(np.prod(tensor.shape)) * tensor.dtype.size for tensor in tf.nest.flatten(self.layers))
 
 
 Content = TypeVar("Content")
@@ -119,10 +54,23 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True)
 class Targets(Generic[Content]):
-    """The targets of one transfer, whose content and styles may each have been computed for another."""
+    """The targets of one transfer, whose content and styles may each have been computed for another.
+
+    `guides` say where in the result each style counts; without them all count everywhere.
+    """
 
     content: Content
     styles: list[StyleTargets]
+    guides: list[Guide] = field(default_factory=list)
+
+    def views(self, form: Form, size: tuple[int, ...]) -> Views:
+        """Where and how often a picture of that size is summed up."""
+        everywhere = [Guide.of(form.style_layers, size, sampled=form.sampled)] * form.views
+        ranges = [
+            dict(zip(form.style_layers, map(range_of, style.layers), strict=True))
+            for style in self.styles[: form.views]
+        ]
+        return Views(self.guides or everywhere, ranges)
 
 
 class Objective(Protocol[Content]):
@@ -133,8 +81,8 @@ class Objective(Protocol[Content]):
     def content_targets(self, content: np.ndarray) -> Content:
         """The targets of a preprocessed content, (rows, columns, 3)."""
 
-    def style_targets(self, style: np.ndarray) -> StyleTargets:
-        """The targets of a preprocessed style, (rows, columns, 3)."""
+    def style_targets(self, style: np.ndarray, guide: Guide | None = None) -> StyleTargets:
+        """The targets of a preprocessed style, (rows, columns, 3), or of where `guide` says that it counts."""
 
     def evaluate(self, picture: np.ndarray, targets: Targets[Content], config: TransferConfig) -> Evaluation:
         """The losses of a preprocessed picture under the weights of `config`, and their gradient."""
@@ -149,10 +97,25 @@ class TracedObjective:
         self.form = form
         self._dtype = dtype
         self._network = network
+        self._matching = matching_of(form)
         picture = tf.TensorSpec((None, None, 3), dtype)
         # Nothing here needs autograph, which reads and rewrites the source of all that is called.
         self._content = tf.function(self._content_features, input_signature=[picture], autograph=False)
-        self._grams = tf.function(self._style_grams, input_signature=[picture], autograph=False)
+        self._styles = {
+            masked: tf.function(
+                self._style_targets,
+                input_signature=[
+                    picture,
+                    [
+                        self._matching.where_specs(_CHANNELS[layer], dtype, masked=masked, ranged=False)
+                        for layer in form.style_layers
+                    ],
+                    tf.TensorSpec((None,), dtype),
+                ],
+                autograph=False,
+            )
+            for masked in (False, True)
+        }
         self._xla = acceleration.xla
         self._evaluations: Recent[tuple[int | None, ...], Any] = Recent(_PROGRAMS_KEPT)
 
@@ -160,20 +123,35 @@ class TracedObjective:
         """The targets of a preprocessed content, (rows, columns, 3)."""
         return ContentTargets(list(self._content(self._tensor(content))))
 
-    def style_targets(self, style: np.ndarray) -> StyleTargets:
-        """The targets of a preprocessed style, (rows, columns, 3)."""
-        return StyleTargets(list(self._grams(self._tensor(style))))
+    def style_targets(self, style: np.ndarray, guide: Guide | None = None) -> StyleTargets:
+        """The targets of a preprocessed style, (rows, columns, 3), or of where `guide` says that it counts."""
+        layers = self.form.style_layers
+        guide = guide or Guide.of(layers, style.shape, sampled=self.form.sampled)
+        found = self._styles[bool(guide.weights)](
+            self._tensor(style),
+            [guide.where(layer) for layer in layers],
+            self._tensor([guide.positions[layer] for layer in layers]),
+        )
+        return StyleTargets(list(found))
 
     def evaluate(self, picture: np.ndarray, targets: Targets[ContentTargets], config: TransferConfig) -> Evaluation:
         """The losses of a preprocessed picture under the weights of `config`, and their gradient."""
         form = self.form
-        parts, gradient = self._evaluation(picture.shape[:2])(
+        rows, columns = picture.shape[:2]
+        views = targets.views(form, (rows, columns))
+        weights = LossWeights.of(config, pixels=rows * columns, styles=form.styles)
+        parts, gradient = self._evaluation((rows, columns))(
             self._tensor(picture),
             targets.content.features,
-            [style.grams for style in targets.styles],
-            self._tensor([config.content_weight, config.style_weight, config.tv_weight]),
+            [style.layers for style in targets.styles],
+            views.wheres(form.style_layers),
+            self._tensor(views.positions(form.style_layers)),
+            self._tensor(views.picture_positions),
+            self._tensor([weights.content, weights.style, weights.tv]),
             self._tensor(list(config.content_layers.values())),
             self._tensor(list(config.style_layers.values())),
+            self._tensor(weights.losses),
+            self._tensor(weights.styles),
         )
         total, content, style, tv, *layers = (float(part) for part in parts.numpy())
         return Evaluation(Losses(total, content, style, tv, form.named(layers)), gradient.numpy())
@@ -184,14 +162,20 @@ class TracedObjective:
         return self._evaluations.get(known, lambda: self._traced_evaluation(known))
 
     def _traced_evaluation(self, size: tuple[int | None, ...]) -> Any:
-        form, dtype = self.form, self._dtype
+        form, dtype, matching = self.form, self._dtype, self._matching
         vector = tf.TensorSpec((None,), dtype)
+        channels = [_CHANNELS[layer] for layer in form.style_layers]
         return tf.function(
             self._loss_and_gradient,
             input_signature=[
                 tf.TensorSpec((*size, 3), dtype),
                 [tf.TensorSpec((1, None, None, None), form.dtype)] * len(form.content_layers),
-                [[tf.TensorSpec((None, None), dtype)] * len(form.style_layers)] * form.styles,
+                [[matching.target_specs(number, dtype) for number in channels]] * form.styles,
+                [[matching.where_specs(number, dtype, masked=form.masked) for number in channels]] * form.views,
+                tf.TensorSpec((form.views, len(channels)), dtype),
+                tf.TensorSpec((form.views,), dtype),
+                vector,
+                vector,
                 vector,
                 vector,
                 vector,
@@ -205,76 +189,122 @@ class TracedObjective:
 
     def _features(self, picture: Any, layers: Iterable[str]) -> dict[str, Any]:
         pictures = tf.cast(picture, self.form.dtype)[tf.newaxis]
-        return self._network.features(pictures, layers, pooling=self.form.pooling)
-
-    def _features_and_grams(self, picture: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The maps of all layers that are needed, and the Gram matrices of the style layers."""
-        form = self.form
-        features, grams = dict[str, Any](), dict[str, Any]()
-        maps = tf.cast(picture, form.dtype)[tf.newaxis]
-        for name in names_down_to(deepest((*form.content_layers, *form.style_layers))):
-            maps = self._network.layer(name, pooling=form.pooling)(maps)
-            if name in form.style_layers:
-                maps, grams[name] = gram_matrix_beside(maps)
-            features[name] = maps
-        return features, grams
+        return self._network.features(pictures, layers, pooling=self.form.pooling, padding=self.form.padding)
 
     def _content_features(self, picture: Any) -> list[Any]:
         features = self._features(picture, self.form.content_layers)
         return [features[layer] for layer in self.form.content_layers]
 
-    def _style_grams(self, picture: Any) -> list[Any]:
-        features = self._features(picture, self.form.style_layers)
-        return [gram_matrix(features[layer]) / self._positions(features[layer]) for layer in self.form.style_layers]
+    def _style_targets(self, picture: Any, wheres: Any, positions: Any) -> list[Any]:
+        layers, matching = self.form.style_layers, self._matching
+        features = self._features(picture, layers)
+        found = []
+        for layer, guide, count in zip(layers, wheres, tf.unstack(positions, len(layers)), strict=True):
+            where = {**guide, **matching.range(features[layer])}
+            found.append(matching.target(matching.sums(features[layer], where), where, positions=count))
+        return found
 
-    def _positions(self, features: Any) -> Any:
-        return tf.cast(tf.reduce_prod(tf.shape(features)[1:3]), self._dtype)
+    def _features_and_sums(
+        self, picture: Any, wheres: Any, content_weights: list[Any], style_weights: list[Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The maps of the content layers, and what each view sums up of the style layers."""
+        form = self.form
+        features, sums = dict[str, Any](), dict[str, Any]()
+        maps = tf.cast(picture, form.dtype)[tf.newaxis]
+        for name in names_down_to(deepest((*form.content_layers, *form.style_layers))):
+            maps = self._network.layer(name, pooling=form.pooling, padding=form.padding)(maps)
+            if name in form.style_layers:
+                place = form.style_layers.index(name)
+                weight = style_weights[place] if form.normalize_gradients else None
+                summed_up = summing(self._matching, [view[place] for view in wheres], weight)
+                maps, sums[name] = beside(maps, summed_up)
+            if name in form.content_layers:
+                weight = content_weights[form.content_layers.index(name)]
+                features[name] = normalized(maps, weight) if form.normalize_gradients else maps
+        return features, sums
 
     def _loss_and_gradient(
-        self, picture: Any, content: Any, styles: Any, weights: Any, content_weights: Any, style_weights: Any
+        self,
+        picture: Any,
+        content: Any,
+        styles: Any,
+        wheres: Any,
+        positions: Any,
+        picture_positions: Any,
+        weights: Any,
+        content_weights: Any,
+        style_weights: Any,
+        loss_weights: Any,
+        shares: Any,
     ) -> tuple[Any, Any]:
         form = self.form
+        content_factors = tf.unstack(content_weights, len(form.content_layers))
+        style_factors = tf.unstack(style_weights, len(form.style_layers))
         with tf.GradientTape() as tape:
             tape.watch(picture)
-            features, grams = self._features_and_grams(picture)
+            features, sums = self._features_and_sums(
+                picture,
+                wheres,
+                [weights[0] * factor for factor in content_factors],
+                [weights[1] * factor for factor in style_factors],
+            )
             content_parts = [
-                content_loss(features[layer], target, normalization=form.content_normalization)
+                relative_content_loss(features[layer], target)
+                if form.balanced
+                else content_loss(features[layer], target, normalization=form.content_normalization)
                 for layer, target in zip(form.content_layers, content, strict=True)
             ]
-            style_parts = [
-                self._style_part(features[layer], grams[layer], [style[index] for style in styles], picture)
-                for index, layer in enumerate(form.style_layers)
-            ]
-            content_total = weights[0] * weighted_sum(content_parts, tf.unstack(content_weights, len(content_parts)))
-            style_total = weights[1] * weighted_sum(style_parts, tf.unstack(style_weights, len(style_parts)))
+            style_parts = style_losses(
+                form,
+                self._matching,
+                [sums[layer] for layer in form.style_layers],
+                styles,
+                (positions, picture_positions),
+                (loss_weights, shares),
+            )
+            content_total = weights[0] * weighted_sum(content_parts, content_factors)
+            style_total = weights[1] * weighted_sum(style_parts, style_factors)
             zero = tf.zeros((), self._dtype)
             tv = weights[2] * total_variation(picture, form=form.tv_form) if form.tv_form else zero
             total = content_total + style_total + tv
         gradient = tape.gradient(total, picture)
         return tf.stack([total, content_total, style_total, tv, *content_parts, *style_parts]), gradient
 
-    def _style_part(self, features: Any, gram: Any, targets: list[Any], picture: Any) -> Any:
-        return mean_style_loss(
-            gram,
-            targets,
-            positions=self._positions(features),
-            picture_positions=tf.cast(tf.reduce_prod(tf.shape(picture)[:2]), self._dtype),
-            normalization=self.form.gram_normalization,
-        )
+
+def matching_of(form: Form) -> Matching:
+    """What is matched at each style layer."""
+    return Matching(form.style_losses, gram_normalization=form.gram_normalization, relative=form.equal_layers)
 
 
-def mean_style_loss(
-    gram: Any, targets: list[Any], *, positions: Any, picture_positions: Any, normalization: Normalization
-) -> Any:
-    """The mean over all styles of a layer's style loss; `targets` has each one's Gram matrix a position."""
-    losses = [
-        style_loss(
-            gram,
-            target * positions,
-            positions=positions,
-            picture_positions=picture_positions,
-            normalization=normalization,
+def style_losses(
+    form: Form, matching: Matching, sums: Sequence[Any], styles: Sequence[Any], counts: Any, weights: Any
+) -> list[Any]:
+    """The losses of some style layers from what all views sum up of each, and from every style's targets of them.
+
+    `counts` are the positions of (views, layers) and of the picture for each view; `weights` those of the statistics
+    and of the styles.
+    """
+    positions, picture_positions = counts
+    loss_weights = tf.unstack(weights[0], len(form.style_losses)) if form.weighted_losses else None
+    style_weights = tf.unstack(weights[1], form.styles) if form.weighted_styles else None
+    return [
+        matching.loss(
+            views,
+            [style[place] for style in styles],
+            positions=tf.unstack(positions[:, place], form.views),
+            picture_positions=tf.unstack(picture_positions, form.views),
+            loss_weights=loss_weights,
+            style_weights=style_weights,
         )
-        for target in targets
+        for place, views in enumerate(sums)
     ]
-    return tf.add_n(losses) / len(losses)
+
+
+def summing(matching: Matching, wheres: Sequence[Any], weight: Any | None) -> Any:
+    """The function that sums up maps for every view; with a `weight`, its gradient is normalised and times that."""
+
+    def sums(maps: Any) -> list[Any]:
+        source = maps if weight is None else normalized(maps, weight)
+        return [matching.sums(source, where) for where in wheres]
+
+    return sums

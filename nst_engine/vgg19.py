@@ -1,10 +1,11 @@
 """The network: VGG19 without its classifier (K. Simonyan and A. Zisserman, arXiv:1409.1556), as Keras
-builds it, as deep as it is asked for, with max or average pooling, and the table of its layers with their shapes,
+builds it, as deep as it is asked for, with max, average or l2 pooling, and the table of its layers with their shapes,
 receptive fields and parameter counts. A feature map is a layer's output after its ReLU. Importing this module does
 not import TensorFlow; using a network does."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 """(filters, convolutions) of each block; every block ends in a 2 x 2 pooling of stride 2."""
 
 Pooling = Literal["max", "average", "l2"]
+Padding = Literal["zeros", "replicate"]
 
 _WINOGRAD_PAIRS = 128 * 256
 """Of channels, from which on a CPU is quicker with Winograd's convolution (by processor time on two cores: 1.0 times as
@@ -91,7 +93,9 @@ class Network:
         self._on_cpu = on_cpu
         self._convolutions: dict[str, Any] = {}
 
-    def features(self, pictures: Any, layers: Iterable[str], *, pooling: Pooling) -> dict[str, Any]:
+    def features(
+        self, pictures: Any, layers: Iterable[str], *, pooling: Pooling, padding: Padding = "zeros"
+    ) -> dict[str, Any]:
         """The feature maps of `layers`, each (batch, rows // stride, columns // stride, channels) in the dtype.
 
         `pictures` is (batch, rows, columns, 3), BGR and mean-centred as `images.preprocess` makes it. Layers deeper
@@ -99,20 +103,27 @@ class Network:
         """
         wanted, found, maps = set(layers), dict[str, Any](), pictures
         for name in names_down_to(deepest(wanted)):
-            maps = self.layer(name, pooling=pooling)(maps)
+            maps = self.layer(name, pooling=pooling, padding=padding)(maps)
             if name in wanted:
                 found[name] = maps
         return found
 
-    def layer(self, name: str, *, pooling: Pooling) -> Any:
-        """The Keras layer of that name, built."""
+    def layer(self, name: str, *, pooling: Pooling, padding: Padding = "zeros") -> Any:
+        """What computes the layer of that name: a Keras layer, built, or a function of maps.
+
+        `padding` is what is around the picture, for the first convolution; its pixels at the border with "replicate".
+        """
         import keras
 
         if name not in CONVOLUTION_NAMES:
+            if pooling == "l2":
+                return _root_mean_square
             kind = keras.layers.AveragePooling2D if pooling == "average" else keras.layers.MaxPooling2D
             return kind((2, 2), strides=(2, 2), name=name, dtype=self.dtype)
         if name not in self._convolutions:
             self._convolutions[name] = self._convolution(name)
+        if padding == "replicate" and name == CONVOLUTION_NAMES[0]:
+            return functools.partial(_with_border, self._convolutions[name])
         return self._convolutions[name]
 
     def _convolution(self, name: str) -> Any:
@@ -147,3 +158,28 @@ class Network:
             convolution.build((None, None, None, channels))
             convolution.set_weights(weights)
         return convolution
+
+
+def _root_mean_square(maps: Any) -> Any:
+    """2 x 2 pooling of stride 2: the root of the mean of squares, with a gradient of 0 where that is 0."""
+    import tensorflow as tf
+
+    squares = tf.nn.avg_pool2d(tf.square(maps), 2, 2, "VALID")
+    some = squares > 0
+    return tf.where(some, tf.sqrt(tf.where(some, squares, tf.ones_like(squares))), tf.zeros_like(squares))
+
+
+def _with_border(convolution: Any, pictures: Any) -> Any:
+    """The convolution, with the pixels at the pictures' border instead of zeros beyond it.
+
+    In a tile that is so on all sides; where the picture goes on, its halo is wide enough to have it cut off.
+    """
+    import tensorflow as tf
+
+    wider = tf.concat([pictures[:, :1], pictures, pictures[:, -1:]], 1)
+    wider = tf.concat([wider[:, :, :1], wider, wider[:, :, -1:]], 2)
+    shape = tf.shape(pictures)
+    maps = convolution(wider)
+    # A slice's gradient as x[:, 1:-1] takes longer than a convolution's.
+    inner = tf.slice(maps, [0, 1, 1, 0], [shape[0], shape[1], shape[2], maps.shape[-1]])
+    return tf.ensure_shape(inner, (*pictures.shape[:3], maps.shape[-1]))

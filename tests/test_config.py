@@ -88,6 +88,11 @@ SENTENCES = {
     ),
     "neither rows nor long_edge": ({"rows": "none"}, "Give either rows or long_edge, and 'none' for the other."),
     "clip with lbfgs": ({"clip": True}, "clip works with sgd and adam, not with lbfgs; set clip=false."),
+    "normalised gradients with lbfgs": (
+        {"normalize_gradients": True},
+        "normalize_gradients works with sgd and adam, not with lbfgs, which compares gradients with losses; set "
+        "optimizer=adam.",
+    ),
     "no content and no style": (
         {"content_weight": 0, "style_weight": 0},
         "content_weight and style_weight cannot both be 0: nothing would be left to do.",

@@ -168,8 +168,8 @@ def test_a_tile_that_convolves_in_fewer_products_takes_more() -> None:
     deep = {"content_layers": "block5_conv1", "style_layers": "block1_conv1"}
     least = [plans_down_to_the_least(2160, 3840, precision=name, **deep)[-1] for name in ("float32", "tf32")]
     assert [need.tiling for need in least] == [Tiling(SIDES[-1], None)] * 2
-    # Of numbers as large: 2.71 times the largest tile's maps instead of 1.6.
-    assert 1.4 < (least[0].bytes - GB) / (least[1].bytes - GB) < 2.71 / 1.6
+    # Of numbers as large: 2.71 times the largest tile's maps instead of 1.6, and 0.2 GB for the larger kernels.
+    assert 1.4 < (least[0].bytes - 1.2 * GB) / (least[1].bytes - GB) < 2.71 / 1.6
 
 
 def on_gpu(rows: int, columns: int, *, free: int | None, host: int, **settings: Any) -> MemoryPlan:

@@ -209,3 +209,143 @@ def test_one_trace_serves_every_size(random_network: Weights) -> None:
         losses.add(evaluation.losses.total)
     assert len(losses) == 3
     assert objective._evaluation((20, 20)).experimental_get_tracing_count() == 1
+
+
+SHALLOW = {"content_layers": "block2_conv1", "style_layers": "block1_conv2:0.7,block2_conv1:2", "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def shallow(random_network: Weights) -> Callable[..., Evaluation]:
+    """Evaluations of one picture in float64, not deep; objectives of one form are shared."""
+    network = Network(random_network.kernels, dtype="float64", on_cpu=True)
+    known: dict[Form, TracedObjective] = {}
+
+    def evaluate(size: tuple[int, int] = (40, 52), styles: int = 2, **settings: Any) -> Evaluation:
+        config = TransferConfig().with_overrides({**SHALLOW, **settings})
+        form = Form.of(config, styles=styles, dtype="float64")
+        if form not in known:
+            known[form] = TracedObjective(form, network, acceleration=ON_CPU)
+        objective = known[form]
+        content = preprocess(content_sample(*size))
+        targets = targets_of(objective, content, [preprocess(style_sample(*size)), preprocess(style_sample(44, 36))])
+        # Half way, so that content and style both have something to say.
+        picture = (content + preprocess(style_sample(*size))) / 2
+        return objective.evaluate(picture, Targets(targets.content, targets.styles[:styles]), config)
+
+    return evaluate
+
+
+def test_style_weights_share_the_style_loss(shallow: Callable[..., Evaluation]) -> None:
+    alike, given, first = shallow(), shallow(style_weights="3,1"), shallow(style_weights="1,0.0001")
+    one = shallow(styles=1)
+    twice = shallow(style_weights="6,2")
+    other = 2 * alike.losses.style - one.losses.style
+    assert given.losses.style == pytest.approx(0.75 * one.losses.style + 0.25 * other, rel=1e-12)
+    assert twice.losses == given.losses
+    assert first.losses.style == pytest.approx(one.losses.style, rel=1e-5)
+    assert alike.losses.style != pytest.approx(one.losses.style, rel=1e-3)
+    np.testing.assert_allclose(first.gradient, one.gradient, atol=1e-3 * np.abs(one.gradient).max())
+
+
+def test_equal_layers_are_shares_of_what_empty_maps_would_have(
+    random_network: Weights, shallow: Callable[..., Evaluation]
+) -> None:
+    plain, equal = shallow(styles=1), shallow(styles=1, equal_layers=True)
+    objective = TracedObjective(
+        Form.of(TransferConfig().with_overrides(SHALLOW), styles=1, dtype="float64"),
+        Network(random_network.kernels, dtype="float64", on_cpu=True),
+        acceleration=ON_CPU,
+    )
+    target = objective.style_targets(preprocess(style_sample(40, 52)))
+    # The Gram matrix of nothing is zero: what is left of equation 3 is the sum of squares of the style's, a position.
+    for layer, sums in zip(("block1_conv2", "block2_conv1"), target.layers, strict=True):
+        gram = sums["gram"]["gram"].numpy()
+        empty = (gram**2).sum() / len(gram) ** 2
+        name = f"style/{layer}"
+        assert equal.losses.layers[name] == pytest.approx(plain.losses.layers[name] / empty, rel=1e-12)
+    assert equal.losses.content == plain.losses.content
+    scaled = shallow(styles=1, equal_layers=True, gram_normalization="gatys")
+    assert scaled.losses.style == pytest.approx(equal.losses.style, rel=1e-12)
+
+
+def test_balance_weighs_shares(random_network: Weights, shallow: Callable[..., Evaluation]) -> None:
+    network = Network(random_network.kernels, dtype="float32", on_cpu=True)
+    maps = network.features(preprocess(content_sample(40, 52))[np.newaxis], ["block2_conv1"], pooling="max")
+    content_energy = float((maps["block2_conv1"].numpy().astype(np.float64) ** 2).sum())
+    equal = shallow(equal_layers=True, style_weight=1)
+    plain = shallow(tv_weight=1, content_normalization="keras", tv_form="l2")
+    found = shallow(balance=3, tv_weight=0.5, content_weight=17, style_weight=23, tv_form="l2")
+    other = shallow(balance=3, tv_weight=0.5, content_normalization="gatys", gram_normalization="keras", tv_form="l2")
+    assert found.losses == other.losses
+    assert found.losses.style == pytest.approx(equal.losses.style, rel=1e-12)
+    assert found.losses.content == 3 * found.losses.layers["content/block2_conv1"]
+    assert found.losses.layers["content/block2_conv1"] == pytest.approx(
+        plain.losses.layers["content/block2_conv1"] / content_energy, rel=1e-6
+    )
+    assert found.losses.tv == pytest.approx(0.5 * plain.losses.tv / (40 * 52 * 3 * 255**2), rel=1e-12)
+
+
+@pytest.mark.parametrize(("form", "power"), [("keras", 2.5), ("l1", 1)])
+def test_balance_means_pixels_from_0_to_1_in_every_variation(
+    shallow: Callable[..., Evaluation], form: str, power: float
+) -> None:
+    plain, found = shallow(tv_weight=1, tv_form=form), shallow(balance=3, tv_weight=1, tv_form=form)
+    assert found.losses.tv == pytest.approx(plain.losses.tv / (40 * 52 * 3 * 255**power), rel=1e-12)
+
+
+def test_balance_means_the_same_at_every_size(shallow: Callable[..., Evaluation]) -> None:
+    def ratio(size: tuple[int, int], **settings: Any) -> float:
+        parts = [
+            np.linalg.norm(shallow(size, styles=1, tv_weight=0, **settings, **alone).gradient)
+            for alone in ({"style_loss": "gram:1e-12"}, {"content_layers": "block2_conv1:1e-12"})
+        ]
+        return float(parts[0] / parts[1])
+
+    small, large = ratio((64, 84), balance=0.1), ratio((128, 168), balance=0.1)
+    assert large == pytest.approx(small, rel=0.06)
+
+
+def test_normalised_gradients_are_divided_by_the_sum_of_their_absolute_values(
+    random_network: Weights, shallow: Callable[..., Evaluation]
+) -> None:
+    """Against each layer's own gradient, taken by hand and carried back through the network."""
+    settings: dict[str, Any] = {
+        "styles": 1,
+        "optimizer": "adam",
+        "content_weight": 0.2,
+        "style_weight": 0.03,
+        "tv_weight": 0,
+    }
+    found, plain = shallow(normalize_gradients=True, **settings), shallow(**settings)
+    assert found.losses == plain.losses
+    network = Network(random_network.kernels, dtype="float64", on_cpu=True)
+    content, style = preprocess(content_sample(40, 52)), preprocess(style_sample(40, 52))
+    picture = tf.constant(((content + style) / 2).astype(np.float64)[np.newaxis])
+    layers = ("block1_conv2", "block2_conv1")
+
+    def maps(of: Any) -> dict[str, Any]:
+        return network.features(tf.cast(of, tf.float64), layers, pooling="max")
+
+    of_content, of_style = maps(content[np.newaxis]), maps(style[np.newaxis])
+    with tf.GradientTape() as tape:
+        tape.watch(picture)
+        of_picture = maps(picture)
+    upstream = {layer: tf.zeros_like(of_picture[layer]) for layer in layers}
+    for name, layer, weight in (
+        ("content", "block2_conv1", 0.2),
+        ("style", "block1_conv2", 0.03 * 0.7),
+        ("style", "block2_conv1", 0.03 * 2),
+    ):
+        features = of_picture[layer].numpy().reshape(-1, of_picture[layer].shape[-1])
+        m, n = features.shape
+        if name == "content":
+            own = 2 * (features - of_content[layer].numpy().reshape(m, n)) / (m * n)
+        else:
+            target = of_style[layer].numpy().reshape(-1, n)
+            own = 4 * features @ (features.T @ features - target.T @ target) / (n**2 * m**2)
+        scaled = weight * own / (np.abs(own).sum() + 1e-8)
+        upstream[layer] += scaled.reshape(upstream[layer].shape)
+    expected = tape.gradient(
+        [of_picture[layer] for layer in layers], picture, output_gradients=[upstream[layer] for layer in layers]
+    ).numpy()[0]
+    np.testing.assert_allclose(found.gradient, expected, atol=1e-9 * np.abs(expected).max())

@@ -60,7 +60,12 @@ def test_feature_maps_are_those_of_keras(
         np.testing.assert_allclose(maps, theirs[layer.name], rtol=1e-5, atol=1e-5 * maps.max(), err_msg=layer.name)
 
 
-@pytest.mark.parametrize(("pooling", "reduce"), [("max", np.max), ("average", np.mean)])
+def root_mean_square(values: NDArray[np.float64], axis: tuple[int, ...]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.sqrt((values**2).mean(axis))
+    return found
+
+
+@pytest.mark.parametrize(("pooling", "reduce"), [("max", np.max), ("average", np.mean), ("l2", root_mean_square)])
 def test_pooling(random_network: Weights, noise: NDArray[np.float32], pooling: Any, reduce: Any) -> None:
     layers = ["block1_conv2", "block2_conv1"]
     maps = Network(random_network.kernels, dtype="float32", on_cpu=True).features(noise, layers, pooling=pooling)
@@ -71,6 +76,38 @@ def test_pooling(random_network: Weights, noise: NDArray[np.float32], pooling: A
     kernel, bias = random_network.kernels["block2_conv1"]
     after = np.maximum(np.einsum("yxiab,abio->yxo", windows, kernel, optimize=True) + bias, 0)
     np.testing.assert_allclose(maps["block2_conv1"].numpy()[0], after, rtol=1e-4, atol=1e-5 * after.max())
+
+
+def test_l2_pooling_has_a_gradient_also_where_there_is_nothing(random_network: Weights) -> None:
+    pool = Network(random_network.kernels, dtype="float64", on_cpu=True).layer("block1_pool", pooling="l2")
+    maps = np.zeros((1, 5, 4, 1))
+    maps[0, :2, :2, 0] = ((1, 2), (3, 4))
+    variable = tf.constant(maps)
+    with tf.GradientTape() as tape:
+        tape.watch(variable)
+        pooled = pool(variable)
+    expected = np.zeros_like(maps)
+    root = np.sqrt((1 + 4 + 9 + 16) / 4)
+    expected[0, :2, :2] = maps[0, :2, :2] / (4 * root)
+    np.testing.assert_allclose(pooled.numpy()[0, ..., 0], [[root, 0], [0, 0]], rtol=1e-12)
+    np.testing.assert_allclose(tape.gradient(pooled, variable).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False], ids=["as on a CPU", "as on a GPU"])
+@pytest.mark.parametrize(("padding", "mode"), [("zeros", "constant"), ("replicate", "edge")])
+def test_padding(random_network: Weights, noise: NDArray[np.float32], padding: Any, mode: Any, on_cpu: bool) -> None:
+    network = Network(random_network.kernels, dtype="float32", on_cpu=on_cpu)
+    layers = ["block1_conv1", "block1_conv2"]
+    maps = network.features(noise, layers, pooling="max", padding=padding)
+    before = noise[0].astype(np.float64)
+    # Only the first convolution sees the picture's border.
+    for layer, kind in zip(layers, (mode, "constant"), strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(
+            np.pad(before, ((1, 1), (1, 1), (0, 0)), mode=kind), (3, 3), axis=(0, 1)
+        )
+        kernel, bias = random_network.kernels[layer]
+        before = np.maximum(np.einsum("yxiab,abio->yxo", windows, kernel, optimize=True) + bias, 0)
+        np.testing.assert_allclose(maps[layer].numpy()[0], before, rtol=1e-4, atol=1e-5 * before.max())
 
 
 @pytest.mark.parametrize(
