@@ -14,7 +14,6 @@ from PIL import Image
 
 from nst_engine.config import TransferConfig
 from nst_engine.errors import OutOfMemoryError
-from nst_engine.images import deprocess
 from nst_engine.memory import MemoryPlan
 from nst_engine.pictures import Pictures
 from nst_engine.transfer import Budget, LossPoint, TransferState
@@ -71,7 +70,8 @@ class Stretch:
     """What is new after a chunk: its loss points and snapshots, and how far the optimisation is.
 
     `iteration` iterations are done, the last at `scale`, which counts from 1, the coarsest; `seconds` were spent
-    optimising since the start, whatever the stops.
+    optimising since the start, whatever the stops. `converged`: no further step lowers the loss; `stalled`: the loss no
+    longer fell by the config's min_improvement.
     """
 
     points: tuple[LossPoint, ...]
@@ -82,6 +82,7 @@ class Stretch:
     converged: bool
     seconds: float
     environment: Environment
+    stalled: bool = False
 
     @property
     def begins_after(self) -> int:
@@ -145,9 +146,18 @@ def advance(engine: Engine, chunk: Chunk, *, seconds: float, snapshot_every: int
             return _chunk(engine, state, points, snapshots)
 
 
+def early_end(config: TransferConfig, last: Stretch) -> str:
+    """What is to be said of an optimisation that ended before all its iterations were done, to follow other words."""
+    if last.converged:
+        return "; no further step lowers it"
+    if last.stalled:
+        return f"; it no longer fell by {100 * config.min_improvement:.4g} % in {config.patience} iterations"
+    return ""
+
+
 def take_snapshot(state: TransferState) -> Snapshot:
-    """The current picture of a state, at most SNAPSHOT_SIDE long."""
-    image = Image.fromarray(deprocess(state.picture))
+    """The current picture of a state, in the colours that the result will have, at most SNAPSHOT_SIDE long."""
+    image = Image.fromarray(state.shown(state.picture))
     image.thumbnail((SNAPSHOT_SIDE, SNAPSHOT_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     # Colours at full resolution: strokes are as fine as outlines.
@@ -172,5 +182,6 @@ def _chunk(engine: Engine, state: TransferState, points: list[LossPoint], snapsh
         converged=state.converged,
         seconds=state.seconds,
         environment=environment,
+        stalled=state.stalled,
     )
     return Chunk(state, stretch)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from nst_engine.arrays import blockwise, blockwise_sum, on_disk, placed
+from nst_engine.color import recolored
 from nst_engine.config import TransferConfig
 from nst_engine.errors import NotFiniteError, WeightsError
 from nst_engine.evaluation import Evaluation, Losses
@@ -50,7 +51,9 @@ class TransferState:
     `pictures` have their working size. `picture`, `gradient` and `best_picture` are float32 (rows, columns, 3), BGR
     and mean-centred, of the size of `scale`, which counts from 1, the coarsest. They and the optimiser's arrays are
     together in memory or on disk. `gradient` and `optimizer` are None in a portable state of a picture on disk.
-    `converged` says that no further step lowers the loss at that scale.
+    `converged` says that no further step lowers the loss at that scale. `average` is None unless the config keeps it:
+    that of the scale's first picture and those of its iterations, `averaged` in all. `least_losses` are, where the
+    config stops early, the least loss of the scale before its last `patience` iterations and after each of them.
     """
 
     config: TransferConfig
@@ -68,20 +71,46 @@ class TransferState:
     seconds: float
     converged: bool = False
     scale: int = 1
+    average: np.ndarray | None = None
+    averaged: int = 0
+    least_losses: tuple[float, ...] = ()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the least loss of this scale fell by too small a share in the last `patience` iterations."""
+        if len(self.least_losses) <= self.config.patience:
+            return False
+        before, now = self.least_losses[0], self.least_losses[-1]
+        return now > (1 - self.config.min_improvement) * before
 
     @property
     def scale_finished(self) -> bool:
-        """Whether all iterations of this scale are done, or no further one lowers the loss."""
-        return self.converged or self.iteration >= last_iteration(self.config, self.scale)
+        """Whether all iterations of this scale are done, or no further one lowers the loss, or not by enough."""
+        return self.converged or self.stalled or self.iteration >= last_iteration(self.config, self.scale)
 
     @property
     def finished(self) -> bool:
         """Whether the finest scale is finished."""
         return self.scale_finished and self.scale == self.config.scales
 
-    def result(self) -> np.ndarray:
-        """The picture that the config keeps, the last or the best, as uint8 RGB (rows, columns, 3)."""
-        return deprocess(self.best_picture if self.config.keep == "best" else self.picture)
+    def result(self, *, bits: Literal[8, 16] = 8) -> np.ndarray:
+        """The picture that the config keeps, the last, the best or the average, in the colours that it asks for.
+
+        RGB (rows, columns, 3), uint8 or with 16 bits uint16.
+        """
+        match self.config.keep:
+            case "best":
+                kept = self.best_picture
+            case "average":
+                assert self.average is not None
+                kept = self.average
+            case "last":
+                kept = self.picture
+        return self.shown(kept, bits=bits)
+
+    def shown(self, picture: np.ndarray, *, bits: Literal[8, 16] = 8) -> np.ndarray:
+        """One of this state's pictures, as RGB, in the colours that the result will have."""
+        return deprocess(recolored(self.config, picture, self.pictures.content_in_color), bits=bits)
 
     def portable(self) -> TransferState:
         """What is pickled of this state: all of it, or of a picture on disk all but the gradient and the optimiser's.
@@ -102,12 +131,14 @@ class TransferState:
         """The same state with its large arrays on disk or in memory, itself where they are; raises DiskSpaceError."""
         picture = placed(self.picture, on_disk=on_disk)
         best = picture if self.best_picture is self.picture else placed(self.best_picture, on_disk=on_disk)
+        average = None if self.average is None else placed(self.average, on_disk=on_disk)
         if picture is self.picture:
             return self
         return replace(
             self,
             picture=picture,
             best_picture=best,
+            average=average,
             gradient=None if self.gradient is None else placed(self.gradient, on_disk=on_disk),
             optimizer=None if self.optimizer is None else placed_state(self.optimizer, on_disk=on_disk),
         )
@@ -151,7 +182,7 @@ def start(engine: Engine, config: TransferConfig, pictures: Pictures) -> tuple[T
         best_loss=evaluation.losses.total,
         seconds=time.perf_counter() - began,
     )
-    return state, LossPoint(0, evaluation.losses, 0.0, state.seconds)
+    return _remembering(state), LossPoint(0, evaluation.losses, 0.0, state.seconds)
 
 
 def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[TransferState, list[LossPoint]]:
@@ -187,8 +218,10 @@ def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[Trans
             evaluation=_evaluation(state, evaluate),
             evaluate=evaluate,
         )
-        _check_finite(step.evaluation, iteration=iteration, config=config, best=state.best_picture)
+        _check_finite(step.evaluation, iteration=iteration, config=config, best=state)
         better = step.evaluation.losses.total < state.best_loss
+        best_loss = step.evaluation.losses.total if better else state.best_loss
+        average = _averaged(state, step.picture)
         state = replace(
             state,
             picture=step.picture,
@@ -197,12 +230,36 @@ def advance(engine: Engine, state: TransferState, budget: Budget) -> tuple[Trans
             optimizer=step.state,
             iteration=iteration,
             best_picture=step.picture if better else state.best_picture,
-            best_loss=step.evaluation.losses.total if better else state.best_loss,
+            best_loss=best_loss,
             seconds=spent + time.perf_counter() - began,
             converged=step.converged,
+            average=average,
+            averaged=0 if average is None else state.averaged + 1,
+            # One more than there is patience: what it was before, and after each.
+            least_losses=(*state.least_losses, best_loss)[-config.patience - 1 :] if state.least_losses else (),
         )
         points.append(LossPoint(iteration, step.evaluation.losses, step.rate, state.seconds, state.scale))
     return state, points
+
+
+def _remembering(state: TransferState) -> TransferState:
+    """The state at the first picture of its scale, with what the config wants remembered of pictures and losses."""
+    averages = state.config.keep == "average"
+    return replace(
+        state,
+        average=state.picture if averages else None,
+        averaged=1 if averages else 0,
+        least_losses=(state.best_loss,) if state.config.min_improvement else (),
+    )
+
+
+def _averaged(state: TransferState, picture: np.ndarray) -> np.ndarray | None:
+    """The running average with one more picture, whose weight is 1 - average_decay over the sum of all weights."""
+    if state.average is None:
+        return None
+    decay = state.config.average_decay
+    weight = np.float32((1 - decay) / (1 - decay ** (state.averaged + 1)))
+    return blockwise(lambda average, new: average + weight * (new - average), state.average, picture)
 
 
 def _pictures_at(engine: Engine, config: TransferConfig, pictures: Pictures, *, scale: int, precision: str) -> Pictures:
@@ -246,7 +303,7 @@ def _next_scale(engine: Engine, state: TransferState) -> tuple[TransferState, Ev
         picture = blockwise(lambda part: np.clip(part, *display_range()), picture, out=picture)
     evaluate = _evaluator(engine, config, pictures, precision=state.precision)
     evaluation = evaluate(picture)
-    _check_finite(evaluation, iteration=state.iteration, config=config, best=state.best_picture)
+    _check_finite(evaluation, iteration=state.iteration, config=config, best=state)
     begun = replace(
         state,
         scale=scale,
@@ -258,7 +315,7 @@ def _next_scale(engine: Engine, state: TransferState) -> tuple[TransferState, Ev
         best_loss=evaluation.losses.total,
         converged=False,
     )
-    return begun, evaluate
+    return _remembering(begun), evaluate
 
 
 def _used_up(budget: Budget, *, done: int, seconds: float) -> bool:
@@ -269,7 +326,10 @@ def _used_up(budget: Budget, *, done: int, seconds: float) -> bool:
     )
 
 
-def _check_finite(evaluation: Evaluation, *, iteration: int, config: TransferConfig, best: np.ndarray | None) -> None:
+def _check_finite(
+    evaluation: Evaluation, *, iteration: int, config: TransferConfig, best: TransferState | None
+) -> None:
+    """Raise NotFiniteError, with the best picture of the state `best`, unless loss and gradient are finite."""
     total = evaluation.losses.total
     gradient = evaluation.gradient
     if np.isfinite(total) and blockwise_sum(np.isfinite, gradient) == gradient.size:
@@ -283,5 +343,5 @@ def _check_finite(evaluation: Evaluation, *, iteration: int, config: TransferCon
     what = "gradient is not finite" if np.isfinite(total) else f"loss is {total:g}"
     raise NotFiniteError(
         f"The {what} at iteration {iteration}; the likely cause is that {cause}.",
-        best=None if best is None else deprocess(best),
+        best=None if best is None else best.shown(best.best_picture),
     )

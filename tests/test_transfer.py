@@ -41,6 +41,18 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     },
     "adam": {"optimizer": "adam", "learning_rate": 4.0, "clip": True, "keep": "best"},
     "lbfgs": {"optimizer": "lbfgs", "history": 3},
+    "remembering": {
+        "optimizer": "adam",
+        "learning_rate": 4.0,
+        "keep": "average",
+        "average_decay": 0.8,
+        "min_improvement": 1e-6,
+        "patience": 4,
+        "preserve_color": "linear",
+        "color_when": "before",
+        "init": "style",
+        "init_noise": 0.2,
+    },
 }
 RESUME = """
 import pickle, sys
@@ -100,6 +112,8 @@ def assert_same_end(ours: TransferState, theirs: TransferState) -> None:
     for mine, other in zip(vars(ours.optimizer).values(), vars(theirs.optimizer).values(), strict=True):
         np.testing.assert_array_equal(mine, other)
     assert (ours.iteration, ours.best_loss, ours.converged) == (theirs.iteration, theirs.best_loss, theirs.converged)
+    assert (ours.averaged, ours.least_losses) == (theirs.averaged, theirs.least_losses)
+    np.testing.assert_array_equal(ours.average, theirs.average)
     np.testing.assert_array_equal(ours.result(), theirs.result())
 
 
