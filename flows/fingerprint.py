@@ -17,7 +17,7 @@ from storage.models import Role
 from storage.workspace import sha256_of
 
 _UNUSED_AT_ONE_SCALE: Final = frozenset({"scales", "scale_factor", "scale_iterations"})
-_WITHOUT_EFFECT: Final = frozenset(
+WITHOUT_EFFECT: Final = frozenset(
     {
         "style_scale",
         "style_size",
@@ -72,7 +72,7 @@ def fingerprint_of(
 def _settings_that_count(config: TransferConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     defaults = TransferConfig().model_dump(mode="json")
-    unused = {key for key in _WITHOUT_EFFECT if settings[key] == defaults[key]}
+    unused = {key for key in WITHOUT_EFFECT if settings[key] == defaults[key]}
     if config.scales == 1:
         unused |= _UNUSED_AT_ONE_SCALE
     return {key: value for key, value in settings.items() if key not in unused}

@@ -14,7 +14,7 @@ from flows.contact_sheet import Cell, draw_contact_sheet
 from flows.dashboard import PATIENCE_SECONDS, Sender, inline
 from flows.gallery.links import ServerLinks, in_gallery
 from flows.night import Plan
-from flows.report import RESULT
+from flows.report import result_name
 from nst_engine.errors import EngineError
 from storage.errors import StorageError
 from storage.jobs import JobStore
@@ -60,7 +60,8 @@ def cells_of(plan: Plan, nights: NightStore) -> list[Cell]:
         result = results.get(fingerprint or "")
         standing = standings.get(fingerprint or "")
         note = standing.state.value if standing else "cannot be made"
-        cells.append(Cell(content, style, Path(result) / RESULT if result else None, note))
+        picture = Path(result) / result_name(pair.config.model_dump()) if result else None
+        cells.append(Cell(content, style, picture, note))
     return cells
 
 

@@ -10,10 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from nst_engine.config import RANDOM_WEIGHTS
+from flows.fingerprint import WITHOUT_EFFECT
+from nst_engine.config import RANDOM_WEIGHTS, OutputFormat, TransferConfig
+from nst_engine.encode import SUFFIXES
 from storage.models import Attempt, Job, LossPoint, Source
 
-RESULT: Final = "result.png"
+RESULTS: Final = frozenset(f"result{suffix}" for suffix in SUFFIXES.values())
+"""All names that a result may have."""
 LOSS_PLOT: Final = "loss.png"
 RECORD: Final = "job.json"
 SNAPSHOTS: Final = "snapshots"
@@ -81,18 +84,27 @@ def used_settings(config: Mapping[str, Any]) -> dict[str, str]:
         unused |= {"decay_rate", "decay_steps"}
     if config.get("scales", 1) == 1:
         unused |= {"scales", "scale_factor", "scale_iterations"}
-    if config["init"] != "noise":
+    if config["init"] != "noise" and not config.get("init_noise"):
         unused.add("seed")
     if config["tv_weight"] == 0:
         unused.add("tv_form")
+    defaults = TransferConfig().model_dump()
+    unused |= {key for key in WITHOUT_EFFECT if config.get(key, defaults[key]) == defaults[key]}
+    if _format(config) in ("jpeg", "webp", "avif"):
+        unused.discard("quality")
     return {key: _setting(value) for key, value in config.items() if key not in unused}
+
+
+def result_name(config: Mapping[str, Any]) -> str:
+    """The name of the result of a job of these settings: result.png, result.jpg, ..."""
+    return f"result{SUFFIXES[_format(config)]}"
 
 
 def result_files(job: Job) -> dict[str, str]:
     """The names of a result folder's files by what they are: result, loss_plot, record, sources, timelapse."""
     sources = {Path(source.file_name).stem: source.file_name for source in job.sources}
     timelapse = {} if job.snapshot_every is None else {"timelapse": TIMELAPSE}
-    return {"result": RESULT, "loss_plot": LOSS_PLOT, "record": RECORD} | sources | timelapse
+    return {"result": result_name(job.config), "loss_plot": LOSS_PLOT, "record": RECORD} | sources | timelapse
 
 
 def loss_rows(losses: Sequence[LossPoint]) -> list[dict[str, Any]]:
@@ -155,6 +167,12 @@ def plot_losses(losses: Sequence[LossPoint], path: Path, *, title: str) -> None:
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     figure.savefig(path)
+
+
+def _format(config: Mapping[str, Any]) -> OutputFormat:
+    # Jobs from before there was a choice have none.
+    chosen: OutputFormat = config.get("format", "png")
+    return chosen
 
 
 def _setting(value: object) -> str:

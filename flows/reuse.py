@@ -13,13 +13,13 @@ from flows.errors import PictureGoneError
 from flows.report import (
     LOSS_PLOT,
     RECORD,
-    RESULT,
     SNAPSHOTS,
     TIMELAPSE,
     job_document,
     plot_losses,
     result_document,
     result_files,
+    result_name,
 )
 from flows.snapshots import copy_snapshots
 from nst_engine.errors import ImageError
@@ -82,7 +82,7 @@ def reuse_or_fail(store: JobStore, workspace: Workspace, job: Job) -> bool:
 def _is_whole(twin: Job) -> bool:
     try:
         # A result may be larger than any picture that is taken in.
-        found = decode(Path(str(twin.result_folder)) / RESULT, max_pixels=sys.maxsize)
+        found = decode(Path(str(twin.result_folder)) / result_name(twin.config), max_pixels=sys.maxsize)
     except ImageError:
         return False
     if twin.snapshot_every is not None:
@@ -95,7 +95,8 @@ def _is_whole(twin: Job) -> bool:
 def _fill(store: JobStore, workspace: Workspace, job: Job, twin: Job, folder: Path) -> None:
     bring_pictures(workspace, job)
     losses = store.losses(twin.id)
-    shutil.copy2(Path(str(twin.result_folder)) / RESULT, folder / RESULT)
+    result = result_name(twin.config)
+    shutil.copy2(Path(str(twin.result_folder)) / result, folder / result)
     if twin.snapshot_every is not None:
         copy_snapshots(Path(str(twin.result_folder)), folder)
     copy_dropped_files(job, workspace.job_folder(job.id), folder)

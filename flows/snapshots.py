@@ -12,7 +12,7 @@ from typing import Final
 from PIL import Image
 
 from flows.chunks import Snapshot, take_snapshot
-from flows.report import RESULT, SNAPSHOTS, TIMELAPSE
+from flows.report import SNAPSHOTS, TIMELAPSE
 from nst_engine.transfer import TransferState
 from storage.disk import write_bytes
 
@@ -55,12 +55,12 @@ def latest_picture(job_folder: Path) -> Path | None:
     return newest[1] if newest else None
 
 
-def keep_snapshots(job_folder: Path, result_folder: Path, *, iteration: int) -> None:
-    """Copy a job's snapshots into its result folder and make the timelapse of them and the result, which is there.
+def keep_snapshots(job_folder: Path, result: Path, *, iteration: int) -> None:
+    """Copy a job's snapshots into the folder of its result, a picture file, and make the timelapse of them and of it.
 
     `iteration` is the result's: a snapshot beyond it is left from an attempt that went on longer.
     """
-    folder = result_folder / SNAPSHOTS
+    folder = result.parent / SNAPSHOTS
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir()
@@ -70,7 +70,7 @@ def keep_snapshots(job_folder: Path, result_folder: Path, *, iteration: int) -> 
             shutil.copy2(path, folder / path.name)
         if int(path.stem) < iteration:
             before_result.append(path)
-    draw_timelapse(before_result, result_folder / RESULT, result_folder / TIMELAPSE)
+    draw_timelapse(before_result, result, result.parent / TIMELAPSE)
 
 
 def copy_snapshots(result_folder: Path, to: Path) -> None:

@@ -7,9 +7,9 @@ import functools
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
-from PIL import Image
+import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
@@ -17,18 +17,20 @@ from prefect.runtime import flow_run
 
 from flows import checkpoint, progress, snapshots
 from flows.attempt import Attempt, Watch, burst_stop, is_service_run, night_run, watching
+from flows.chunks import early_end
 from flows.claim import copy_dropped_files
 from flows.dashboard import ProgressArtifact, publish_report
 from flows.optimisation import LocalOptimisation, Optimisation, RemoteOptimisation, Stretch, Work
-from flows.report import LOSS_PLOT, RECORD, RESULT, plot_losses, result_document, result_files
+from flows.report import LOSS_PLOT, RECORD, plot_losses, result_document, result_files
+from flows.result_file import result_size, write_result
 from flows.versions import versions
 from nst_engine.errors import NotFiniteError
-from nst_engine.images import decode, encode_png, require_file
+from nst_engine.images import decode, decode_mask, encode_png
 from nst_engine.pictures import Pictures, fit_pictures
 from nst_engine.startup import load_tensorflow
 from nst_engine.transfer import LossPoint, TransferState
 from storage.jobs import NewLossPoint
-from storage.models import Job
+from storage.models import Job, Role
 
 if TYPE_CHECKING:
     from nst_engine.engine import Engine
@@ -59,11 +61,20 @@ def warm_engine(device: str, *, max_memory: int | None, xla: bool, deterministic
 def preprocess(attempt: Attempt) -> Pictures:
     """Decode the job's pictures and resize them to the size at which its config works."""
     attempt.enter("preprocess")
-    paths = {source: attempt.folder / source.file_name for source in attempt.job.sources}
-    decoded = {source: decode(path, max_pixels=attempt.settings.max_pixels) for source, path in paths.items()}
-    content = next(picture for source, picture in decoded.items() if source.role == "content")
-    styles = [picture for source, picture in decoded.items() if source.role == "style"]
-    pictures = fit_pictures(attempt.config, content, styles)
+    decoded: dict[Role, dict[int, np.ndarray]] = {role: {} for role in get_args(Role)}
+    for source in attempt.job.sources:
+        read = decode_mask if source.role in ("mask", "style_mask") else decode
+        picture = read(attempt.folder / source.file_name, max_pixels=attempt.settings.max_pixels)
+        decoded[source.role][source.position] = picture
+    styles, style_masks = decoded["style"], decoded["style_mask"]
+    pictures = fit_pictures(
+        attempt.config,
+        decoded["content"][0],
+        list(styles.values()),
+        initial=decoded["initial"].get(0),
+        masks=list(decoded["mask"].values()),
+        style_masks=[style_masks.get(number) for number in styles] if style_masks else [],
+    )
     get_run_logger().info(
         "Content at %s, %s", _size(pictures.content), ", ".join(f"style at {_size(style)}" for style in pictures.styles)
     )
@@ -104,7 +115,7 @@ def optimise(attempt: Attempt, pictures: Pictures) -> TransferState:
         state.iteration,
         state.seconds,
         state.losses.total,
-        "; no further step lowers it" if last.converged else "",
+        early_end(attempt.config, last),
     )
     return state
 
@@ -174,12 +185,12 @@ def deprocess(attempt: Attempt, state: TransferState) -> None:
     attempt.enter("deprocess")
     folder = attempt.folder / "result"
     folder.mkdir(exist_ok=True)
-    with attempt.held():
-        encode_png(state.result(), folder / RESULT)
-        copy_dropped_files(attempt.job, attempt.folder, folder)
-        if attempt.job.snapshot_every is not None:
-            snapshots.keep_snapshots(attempt.folder, folder, iteration=state.iteration)
     job, losses = attempt.store.get(attempt.job.id), attempt.store.losses(attempt.job.id)
+    with attempt.held():
+        result = write_result(job, state, sources=attempt.folder, folder=folder)
+        copy_dropped_files(job, attempt.folder, folder)
+        if job.snapshot_every is not None:
+            snapshots.keep_snapshots(attempt.folder, result, iteration=state.iteration)
     plot_losses(losses, folder / LOSS_PLOT, title=f"{job.name} ({job.preset}, weights {job.weights_name})")
     document = json.dumps(result_document(job, losses), indent=2, ensure_ascii=False)
     (folder / RECORD).write_text(f"{document}\n", encoding="utf-8")
@@ -203,10 +214,7 @@ def publish(attempt: Attempt, out: Path | None) -> Path:
 def complete(attempt: Attempt, folder: Path) -> None:
     """Complete the job whose result lies in `folder`, and remove what is left of it elsewhere."""
     job = attempt.job
-    require_file(folder / RESULT)
-    # Its header is enough: it is ours, and may be larger than any picture that is taken in.
-    with Image.open(folder / RESULT, formats=["PNG"]) as result:
-        columns, rows = result.size
+    rows, columns = result_size(job, folder)
     attempt.store.complete(
         job.id,
         attempt=attempt.number,

@@ -5,12 +5,15 @@ a float32 array (rows, columns, 3), channels BGR, each less its mean over ImageN
 """
 
 import contextlib
+import functools
 import io
 import logging
 import os
 import stat
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -21,6 +24,7 @@ from nst_engine.arrays import blockwise, on_disk, placed
 from nst_engine.errors import ImageError
 
 Picture = NDArray[np.uint8]
+WidePicture = NDArray[np.uint16]
 Input = NDArray[np.float32]
 
 MEAN_BGR = (103.939, 116.779, 123.68)
@@ -28,7 +32,7 @@ MAX_PIXELS = 100_000_000
 # Four poolings lie before block5, so fewer pixels a side leave it nothing to look at.
 MIN_SIDE = 16
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 _FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,15 +63,29 @@ def decode(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
     Raises ImageError when the file cannot be read, is no such picture, is damaged or incomplete, has more
     than `max_pixels` pixels or a side under MIN_SIDE.
     """
+    return np.array(_read(path, max_pixels, _over_white))
+
+
+def decode_mask(path: Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The mask in such a file, uint8 (rows, columns), upright: 255 is inside.
+
+    That is the luminance of its picture over black; of a picture whose opaque pixels all have one colour, as when
+    somebody painted on an empty layer, the opacity. Raises as `decode` does.
+    """
+    return np.array(_read(path, max_pixels, _as_mask))
+
+
+def _read(path: Path, max_pixels: int, convert: Callable[[Image.Image, Path], Image.Image]) -> Image.Image:
+    """What `convert` makes of the picture in a file, upright; raises ImageError."""
     require_file(path)
     # Pillow maps a file it opens by name into memory, and one that shrinks meanwhile kills the process: it
     # gets an open file instead.
     try:
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             _check_header(image, path, max_pixels)
             image.load()
             upright = UPRIGHT.get(_orientation(image, path))
-            rgb = _over_white(image, path)
+            converted = convert(image, path)
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -82,7 +100,7 @@ def decode(path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
         # struct.error, zlib.error, EOFError, IndexError, KeyError, TypeError, AssertionError...
         reason = str(error) or type(error).__name__
         raise ImageError(f"{path} is damaged or incomplete ({reason}); copy or export it again.") from error
-    return np.array(rgb if upright is None else rgb.transpose(upright))
+    return converted if upright is None else converted.transpose(upright)
 
 
 def target_size(shape: tuple[int, ...], *, rows: int | None = None, long_edge: int | None = None) -> tuple[int, int]:
@@ -120,9 +138,12 @@ def preprocess(picture: Picture) -> Input:
     return blockwise(lambda part: part[..., ::-1].astype(np.float32) - _MEANS, picture)
 
 
-def deprocess(array: Input) -> Picture:
-    """The picture, uint8 RGB, nearest to an input, float32 BGR less the means; clipped to 0..255."""
-    return blockwise(_deprocess, array)
+def deprocess(array: Input, *, bits: Literal[8, 16] = 8) -> np.ndarray:
+    """The picture, RGB, nearest to an input, float32 BGR less the means; clipped to what can be shown.
+
+    With 8 bits uint8, 0 to 255; with 16 uint16, 0 to 65535, where a level of the input is 257.
+    """
+    return blockwise(_deprocess if bits == 8 else _deprocess_wide, array)
 
 
 def _deprocess(array: Input) -> Picture:
@@ -132,27 +153,52 @@ def _deprocess(array: Input) -> Picture:
     return np.ascontiguousarray(shifted[..., ::-1].astype(np.uint8))
 
 
+def _deprocess_wide(array: Input) -> WidePicture:
+    shifted = (array + _MEANS) * np.float32(257)
+    np.rint(shifted, out=shifted)
+    np.clip(shifted, 0, 65535, out=shifted)
+    return np.ascontiguousarray(shifted[..., ::-1].astype(np.uint16))
+
+
 def display_range() -> tuple[Input, Input]:
     """The least and the greatest input a picture can have, each float32 (3,) in BGR."""
     low = -_MEANS
     return low, np.float32(255) + low
 
 
-def encode_png(picture: Picture, path: Path) -> None:
-    """Write a picture as an 8-bit RGB PNG: under a temporary name beside `path`, synced, then renamed to it.
+@functools.cache
+def srgb_profile() -> bytes:
+    """The colour profile of sRGB that results carry, the same bytes each time: the time it was made is left out."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
+    return bytes(profile)
 
-    Raises ImageError when it cannot be written; what was at `path` before is then untouched.
+
+def encode_png(picture: Picture, path: Path) -> None:
+    """Write a picture as an 8-bit RGB PNG and nothing else, as in `writing`; raises ImageError."""
+    with writing(path) as file:
+        Image.fromarray(picture).save(file, format="PNG")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write a picture into, under a temporary name beside `path`; at the end it is synced and renamed to it.
+
+    Raises ImageError when it cannot be written; after that or any other error what was at `path` is untouched.
     """
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as file:
-            Image.fromarray(picture).save(file, format="PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise ImageError(
             f"{path} cannot be written ({error.strerror or error}); "
             "check that its folder exists, may be written to and has space."
@@ -209,6 +255,36 @@ def _orientation(image: Image.Image, path: Path) -> int:
 
 def _over_white(image: Image.Image, path: Path) -> Image.Image:
     """The decoded image in sRGB, mode RGB, with what is transparent laid over white."""
+    rgb, alpha = _parts(image, path)
+    if alpha is None:
+        return rgb
+    white = Image.new("RGB", rgb.size, "white")
+    white.paste(rgb, mask=alpha)
+    return white
+
+
+def _as_mask(image: Image.Image, path: Path) -> Image.Image:
+    """The decoded image as a mask, mode L."""
+    rgb, alpha = _parts(image, path)
+    grey = rgb.convert("L")
+    if alpha is None:
+        return grey
+    least, most = alpha.getextrema()
+    if least != most and _has_one_colour(rgb, alpha.point(lambda level: 255 if level > 127 else 0)):
+        return alpha
+    black = Image.new("L", grey.size)
+    black.paste(grey, mask=alpha)
+    return black
+
+
+def _has_one_colour(rgb: Image.Image, where: Image.Image) -> bool:
+    """Whether the pixels of an RGB image under a mask, mode L, are all alike."""
+    counts = np.array(rgb.histogram(where)).reshape(3, 256)
+    return bool(((counts > 0).sum(axis=1) <= 1).all())
+
+
+def _parts(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None]:
+    """The decoded image in sRGB, mode RGB, without its transparency, and that as its opacity, mode L."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I;16"):
         image = _to_8_bit(image)
@@ -217,12 +293,7 @@ def _over_white(image: Image.Image, path: Path) -> Image.Image:
         image = image.convert("LA" if image.mode in {"1", "L", "LA", "La"} else "RGBA")
         alpha = image.getchannel("A")
         image = image.convert(image.mode[:-1])
-    rgb = _to_srgb(image, profile, path)
-    if alpha is None:
-        return rgb
-    white = Image.new("RGB", rgb.size, "white")
-    white.paste(rgb, mask=alpha)
-    return white
+    return _to_srgb(image, profile, path), alpha
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -245,7 +316,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Ima
         image = image.convert("L")
     elif image.mode not in {"L", "RGB", "CMYK"}:
         image = image.convert("RGB")
-    if not profile:
+    if not profile or profile == srgb_profile():
         return image.convert("RGB")
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
