@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,14 +16,15 @@ from flows.drop_settings import DropSettings
 from flows.errors import PictureGoneError
 from flows.fingerprint import fingerprint
 from flows.inbox import Drop, is_litter
+from flows.report import RESULTS
+from flows.roles import in_order
+from flows.sources import CheckedPicture, sources_of
 from nst_engine.config import TransferConfig
-from nst_engine.errors import ImageError
-from nst_engine.images import decode, require_file
-from nst_engine.pictures import content_size, style_size
+from nst_engine.images import require_file
 from storage.errors import WorkspaceError
-from storage.jobs import JobStore, NewJob, NewSource, utc_now
+from storage.jobs import JobStore, NewJob, utc_now
 from storage.manifest import Manifest
-from storage.models import Job, Role
+from storage.models import Job
 from storage.workspace import Workspace, safe_name, sha256_of
 
 # How long `nst run` may take from its job to the job's first attempt; Prefect's first start is most of it.
@@ -33,27 +33,9 @@ _OWN_START: Final = timedelta(minutes=10)
 _TAKEN_NAMES: Final = frozenset(
     {
         *("result", "checkpoint", "best.png", "preview.jpg", "snapshots"),
-        *("result.png", "loss.png", "job.json", "timelapse.webp"),
+        *(*RESULTS, "loss.png", "job.json", "timelapse.webp"),
     }
 )
-
-
-@dataclass(frozen=True)
-class CheckedPicture:
-    """A picture file that decodes whole: its size in pixels and bytes, and its SHA-256."""
-
-    rows: int
-    columns: int
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path, *, max_pixels: int) -> CheckedPicture:
-        """Decode the file; ImageError when it is no whole picture, WorkspaceError when it cannot be read."""
-        # Before it is decoded: what is written in between is then known by another digest.
-        size, sha256 = path.stat().st_size, sha256_of(path)
-        rows, columns = decode(path, max_pixels=max_pixels).shape[:2]
-        return cls(rows, columns, size, sha256)
 
 
 @dataclass(frozen=True)
@@ -71,6 +53,9 @@ def claim(
     *,
     content: Path,
     styles: Sequence[Path],
+    masks: Sequence[Path] = (),
+    style_masks: Sequence[Path | None] = (),
+    initial: Path | None = None,
     preset: str,
     config: TransferConfig,
     max_pixels: int,
@@ -79,13 +64,14 @@ def claim(
 ) -> Job:
     """A pending job made from copies of the pictures, for this process to run; they themselves stay where they are.
 
-    It is called `name`, else CONTENT_STYLE after the files. Raises ImageError when a picture is not usable
-    under the config, and then there is no job; WorkspaceError when the copies cannot be made, and then the job has
-    failed.
+    It is called `name`, else CONTENT_STYLE after the files. Raises ImageError or ConfigError when a picture is not
+    usable under the config, and then there is no job; WorkspaceError when the copies cannot be made, and then the job
+    has failed.
     """
-    for path in (content, *styles):
+    given = list(in_order(content, styles, masks=masks, style_masks=style_masks, initial=initial))
+    for _, path in given:
         require_file(path)
-    pictures = [(path, CheckedPicture.of(path, max_pixels=max_pixels)) for path in (content, *styles)]
+    pictures = [(role, path, CheckedPicture.of(path, max_pixels=max_pixels)) for role, path in given]
     sources = sources_of(pictures, config)
     job = store.create(
         NewJob(
@@ -99,7 +85,7 @@ def claim(
         )
     )
     try:
-        for (path, _), source in zip(pictures, sources, strict=True):
+        for (_, path), source in zip(given, sources, strict=True):
             workspace.copy_source(job.id, path, source.file_name)
     except WorkspaceError as error:
         store.fail(job.id, attempt=None, error=str(error))
@@ -117,15 +103,15 @@ def claim_drop(
     settings: DropSettings,
     pictures: Sequence[CheckedPicture],
 ) -> Job | None:
-    """A pending job of a drop whose `pictures` (content, then styles) have been checked; its files leave the inbox.
+    """A pending job of a drop whose `pictures` (one for each of drop.pictures) are checked; its files leave the inbox.
 
-    Returns None, with the files back in the inbox, when one of them was written to meanwhile. Raises ImageError
-    when a picture is too narrow under the settings, and WorkspaceError when the files cannot be moved: then the job
-    stays claimed and `finish_claim` goes on with it.
+    Returns None, with the files back in the inbox, when one of them was written to meanwhile. Raises ImageError or
+    ConfigError when a picture is not usable under the settings, and WorkspaceError when the files cannot be moved: then
+    the job stays claimed and `finish_claim` goes on with it.
     """
-    paths = [workspace.inbox / path for path in (drop.content, *drop.styles)]
-    checked = list(zip(paths, pictures, strict=True))
-    sources = sources_of(checked, settings.config)
+    paths = [workspace.inbox / path for _, path in drop.pictures]
+    roles = [role for role, _ in drop.pictures]
+    sources = sources_of(list(zip(roles, paths, pictures, strict=True)), settings.config)
     names = {path: source.file_name for path, source in zip(paths, sources, strict=True)}
     further = [path for path in drop.taken if workspace.inbox / path not in names]
     for path in further:
@@ -268,45 +254,6 @@ def _has_its_pictures(workspace: Workspace, job: Job) -> bool:
         if not path.exists() or sha256_of(path) != source.sha256:
             return False
     return True
-
-
-def sources_of(pictures: Sequence[tuple[Path, CheckedPicture]], config: TransferConfig) -> list[NewSource]:
-    """The sources of a job, content first; ImageError, which names the file, when one is too narrow."""
-    (content_path, content), *styles = pictures
-    with _naming(content_path):
-        size = content_size(config, (content.rows, content.columns))
-    numbers = [""] if len(styles) == 1 else [str(number) for number in range(1, len(styles) + 1)]
-    sources = [_source("content", content_path, content, number="")]
-    for (path, style), number in zip(styles, numbers, strict=True):
-        with _naming(path):
-            style_size(config, (style.rows, style.columns), content=size)
-        sources.append(_source("style", path, style, number=number))
-    return sources
-
-
-def _source(role: Role, path: Path, picture: CheckedPicture, *, number: str) -> NewSource:
-    return NewSource(
-        role=role,
-        original_path=str(path.absolute()),
-        file_name=f"{role}{number}{_suffix(path)}",
-        sha256=picture.sha256,
-        bytes=picture.bytes,
-        rows=picture.rows,
-        columns=picture.columns,
-    )
-
-
-def _suffix(path: Path) -> str:
-    return f".{safe_name(path.suffix[1:].lower())}" if path.suffix else ""
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """The engine knows shapes, not files: say which file it means."""
-    try:
-        yield
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
 
 
 def _further_name(path: Path, drop: Drop, *, taken: Collection[str]) -> str:

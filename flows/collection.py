@@ -17,7 +17,7 @@ from flows.inbox import is_junk
 from flows.listing import Listing, scan
 from flows.pair_names import pair_names
 from flows.pairs_csv import ROW_KEYS, Row, read_rows
-from nst_engine.config import TransferConfig, did_you_mean
+from nst_engine.config import TransferConfig, check_styles, did_you_mean
 from nst_engine.errors import ConfigError
 from nst_engine.presets import find_preset
 
@@ -148,7 +148,7 @@ class _Settings:
                 raise ConfigError(f"{key}{problem}")
             (own if key in ROW_KEYS else overrides)[key] = value
         base = find_preset(own["preset"]).config.with_overrides(self.overrides) if "preset" in own else self.config
-        settings = replace(self, config=base.with_overrides(overrides), **own)
+        settings = replace(self, config=_for_a_pair(base.with_overrides(overrides)), **own)
         if settings.snapshot_every is not None:
             problem = snapshots_problem(settings.snapshot_every, iterations=settings.config.iterations)
             if problem:
@@ -242,7 +242,22 @@ def _settings(path: Path | None, *, preset: str) -> _Settings:
         given = read_settings_file(path, preset=preset, own_keys=_OWN_KEYS)
     except ConfigError as error:
         raise CollectionError(str(error)) from error
+    try:
+        _for_a_pair(given.config)
+    except ConfigError as error:
+        raise CollectionError(f"{path}: {error}") from error
     return replace(_Settings(preset, given.config, given.overrides), **given.own)
+
+
+def _for_a_pair(config: TransferConfig) -> TransferConfig:
+    """The config itself, when a pair has all the pictures that it asks for; raises ConfigError."""
+    check_styles(config, styles=1)
+    if config.init == "picture":
+        raise ConfigError(
+            "init = picture: a pair of a collection has no picture to start from; set init to content, style, grey or "
+            "noise."
+        )
+    return config
 
 
 def _rows_of(path: Path | None, folder: Path, *, wanted: str | None) -> list[Row] | None:

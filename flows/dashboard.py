@@ -24,12 +24,13 @@ from prefect.logging import get_run_logger
 
 from flows.gallery.links import ServerLinks, in_gallery
 from flows.progress import Progress
-from flows.report import LOSS_PLOT, RANDOM_REMARK, RESULT, used_settings
+from flows.report import LOSS_PLOT, RANDOM_REMARK, result_name, used_settings
+from flows.roles import role_label
 from flows.runs import prefect_client
 from nst_engine.config import RANDOM_WEIGHTS
 from nst_engine.errors import ImageError
 from nst_engine.images import decode
-from storage.models import Job, LossPoint, Source
+from storage.models import Job, LossPoint
 
 UPDATE_SECONDS: Final = 3.0
 PATIENCE_SECONDS: Final = 10.0
@@ -225,8 +226,8 @@ def _gallery(job: Job) -> str:
 
 def _pictures(job: Job, folder: Path) -> list[tuple[str, Image.Image]]:
     """The result and its sources with their captions, at the largest size that is shown."""
-    sources = [(_caption(job, source), source.file_name) for source in job.sources[:_SOURCES_SHOWN]]
-    files = [("result", RESULT), *sources]
+    sources = [(role_label(job, source), source.file_name) for source in job.sources[:_SOURCES_SHOWN]]
+    files = [("result", result_name(job.config)), *sources]
     return [(caption, _picture(folder / name, side=_SCALES[0].side)) for caption, name in files]
 
 
@@ -239,11 +240,6 @@ def _shrunk(image: Image.Image, side: int) -> Image.Image:
     small = image.copy()
     small.thumbnail((side, side))
     return small
-
-
-def _caption(job: Job, source: Source) -> str:
-    alone = sum(other.role == source.role for other in job.sources) == 1
-    return source.role if alone else f"{source.role} {source.position + 1}"
 
 
 def _thumbnails(pictures: Sequence[tuple[str, Image.Image]], scale: _Scale) -> str:
@@ -283,7 +279,7 @@ def _record(job: Job, losses: Sequence[LossPoint]) -> str:
         "optimising": f"{losses[-1].seconds:.1f} s",
         "attempts": str(len(job.attempts)),
     }
-    facts |= {_caption(job, source): source.original_path for source in job.sources[:_SOURCES_SHOWN]}
+    facts |= {role_label(job, source): source.original_path for source in job.sources[:_SOURCES_SHOWN]}
     remark = f"<p>{RANDOM_REMARK}</p>\n" if job.weights_name == RANDOM_WEIGHTS else ""
     return f"{remark}<h3>Job {job.id}</h3>\n{_mapping(facts)}"
 

@@ -65,16 +65,18 @@ class SettingsFile:
     own: Mapping[str, Any]
 
 
-def read_drop_settings(path: Path | None, *, preset: str) -> DropSettings:
+def read_drop_settings(path: Path | None, *, preset: str, with_initial: bool = False) -> DropSettings:
     """The settings in the file at `path`, over those of the preset it names, else of `preset`; None is an empty file.
 
-    Raises ConfigError, one sentence with the file, the line and the key.
+    A drop `with_initial` has a picture to start from, and starts from it unless the file has another `init`. Raises
+    ConfigError, one sentence with the file, the line and the key.
     """
     default = DropSettings(preset, find_preset(preset).config)
-    if path is None:
-        return default
-    given = read_settings_file(path, preset=preset, own_keys=_OWN_KEYS)
-    return replace(default, config=given.config, **given.own)
+    given = None if path is None else read_settings_file(path, preset=preset, own_keys=_OWN_KEYS)
+    settings = default if given is None else replace(default, config=given.config, **given.own)
+    if with_initial and (given is None or "init" not in given.overrides):
+        return replace(settings, config=settings.config.with_overrides({"init": "picture"}))
+    return settings
 
 
 def read_settings_file(path: Path, *, preset: str, own_keys: Collection[str]) -> SettingsFile:

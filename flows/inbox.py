@@ -4,13 +4,15 @@ waits, with one sentence that says for what."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
+
+from flows.drop_group import Group, Part, key, shown
+from flows.roles import in_order
+from storage.models import Role
 
 _INBOX: Final = Path()
 _SETTINGS_STEM: Final = "settings"
@@ -38,11 +40,8 @@ _LITTER: Final = frozenset(
         "thumbs.db",
     }
 )
+_OF_A_PAIR: Final[tuple[Role, ...]] = ("style_mask", "mask", "initial")
 _NO_FILES: Final = {"link": "a link", "other": "a device, a pipe or a socket"}
-_PART: Final = re.compile(
-    r"(?:(?P<name>.+)[_.-])?(?:content|style(?P<number>[0-9]*))\.[^.]+", re.ASCII | re.IGNORECASE | re.DOTALL
-)
-"""A content has the number None, a style without one the number ""."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +57,36 @@ class Entry:
 
 @dataclass(frozen=True)
 class Drop:
-    """The files of one job, all paths relative to the inbox; `folder` is that of a folder drop."""
+    """The files of one job, all paths relative to the inbox; `folder` is that of a folder drop.
+
+    There are no `style_masks` or one a style, None for one that has none. `problem` says, without a full stop, why the
+    masks do not go with the styles.
+    """
 
     name: str
     kind: Literal["pair", "folder", "style folder"]
     content: Path
     styles: tuple[Path, ...]
+    masks: tuple[Path, ...] = ()
+    style_masks: tuple[Path | None, ...] = ()
+    initial: Path | None = None
     settings: Path | None = None
     others: tuple[Path, ...] = ()
     folder: Path | None = None
+    problem: str | None = None
+
+    @property
+    def pictures(self) -> tuple[tuple[Role, Path], ...]:
+        """Each picture with its role, in the order of a job's sources."""
+        return tuple(
+            in_order(self.content, self.styles, masks=self.masks, style_masks=self.style_masks, initial=self.initial)
+        )
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All that belongs to the job."""
         settings = () if self.settings is None else (self.settings,)
-        return (self.content, *self.styles, *settings, *self.others)
+        return (*(path for _, path in self.pictures), *settings, *self.others)
 
     @property
     def taken(self) -> tuple[Path, ...]:
@@ -114,7 +128,7 @@ def assess(entries: Iterable[Entry]) -> Assessment:
         key=lambda entry: entry.path,
     )
     waiting = [
-        Waiting(entry.path, f"{_shown(entry.path)} is {_NO_FILES[entry.kind]}; drop the file itself")
+        Waiting(entry.path, f"{shown(entry.path)} is {_NO_FILES[entry.kind]}; drop the file itself")
         for entry in seen
         if entry.kind in _NO_FILES
     ]
@@ -143,94 +157,33 @@ def assess(entries: Iterable[Entry]) -> Assessment:
     )
 
 
-@dataclass
-class _Group:
-    """The files in one folder that make one job, as far as they are there: those of a NAME; "" for content.* and
-    style.* themselves."""
-
-    folder: Path
-    name: str
-    contents: list[Path] = field(default_factory=list)
-    styles: list[tuple[int, Path]] = field(default_factory=list)
-    settings: list[Path] = field(default_factory=list)
-
-    @property
-    def files(self) -> list[Path]:
-        return [*self.contents, *self.style_paths, *self.settings]
-
-    @property
-    def style_paths(self) -> tuple[Path, ...]:
-        return tuple(path for _, path in sorted(self.styles))
-
-    @property
-    def settings_path(self) -> Path | None:
-        return self.settings[0] if self.settings else None
-
-    def add(self, path: Path, *, name: str, number: str | None) -> None:
-        if number is None:
-            self.contents.append(path)
-            self.name = name
-        else:
-            self.styles.append((int(number or -1), path))
-
-    def conflict(self) -> str | None:
-        """Why nobody could say which files the job is made of."""
-        if len(self.contents) > 1:
-            return self._more_than_one("content", self.contents, remedy="keep one")
-        if len(self.settings) > 1:
-            return self._more_than_one("file of settings", self.settings, remedy="keep one")
-        if self.name:
-            by_number: dict[int, list[Path]] = defaultdict(list)
-            for number, path in self.styles:
-                by_number[number].append(path)
-            for number, paths in sorted(by_number.items()):
-                if len(paths) > 1:
-                    role = "style" if number < 0 else f"style{number}"
-                    remedy = f"keep one, or number them {self._pattern('style1')} and {self._pattern('style2')}"
-                    return self._more_than_one(role, paths, remedy=remedy)
-        return None
-
-    def missing(self) -> str | None:
-        """What the job still needs."""
-        roles = [role for role, there in (("content", self.contents), ("style", self.styles)) if not there]
-        return f"waits for {' and '.join(self._pattern(role) for role in roles)}" if roles else None
-
-    def _pattern(self, role: str) -> str:
-        return _shown(self.folder / (f"{self.name}_{role}.*" if self.name else f"{role}.*"))
-
-    def _more_than_one(self, what: str, paths: Sequence[Path], *, remedy: str) -> str:
-        names = ", ".join(_shown(Path(path.name)) for path in paths)
-        return f"waits because {_shown(self.folder / self.name)} has more than one {what} ({names}); {remedy}"
-
-
 @dataclass(frozen=True)
 class _Folder:
     """The files directly in one folder, by what they could become."""
 
     path: Path
-    own: _Group
-    pairs: list[_Group]
+    own: Group
+    pairs: list[Group]
     rest: list[Path]
 
     @classmethod
     def of(cls, folder: Path, files: Sequence[Path]) -> _Folder:
-        own = _Group(folder, "")
-        pairs: dict[str, _Group] = {}
+        own = Group(folder, "")
+        pairs: dict[str, Group] = {}
         rest = []
         settings = []
         for path in files:
-            if match := _PART.fullmatch(path.name):
-                name = match["name"] or ""
-                group = pairs.setdefault(_key(name), _Group(folder, name)) if name else own
-                group.add(path, name=name, number=match["number"])
+            if part := Part.of(path.name):
+                group = pairs.setdefault(key(part.name), Group(folder, part.name)) if part.name else own
+                group.add(path, part)
             elif path.suffix.casefold() == ".toml":
                 settings.append(path)
             else:
                 rest.append(path)
         for path in settings:
-            key = _key(path.stem)
-            is_own = folder != _INBOX and key == _SETTINGS_STEM and (bool(own.files) or key not in pairs)
-            group = own if is_own else pairs.setdefault(key, _Group(folder, path.stem))
+            stem = key(path.stem)
+            is_own = folder != _INBOX and stem == _SETTINGS_STEM and (bool(own.files) or stem not in pairs)
+            group = own if is_own else pairs.setdefault(stem, Group(folder, path.stem))
             group.settings.append(path)
         return cls(folder, own, list(pairs.values()), rest)
 
@@ -241,17 +194,15 @@ class _Folder:
 
     @property
     def is_style_folder(self) -> bool:
-        return self.path != _INBOX and bool(self.own.styles) and not self.own.contents
+        return self.path != _INBOX and bool(self.own.paths("style")) and not self.own.paths("content")
 
     def job(self, members: Sequence[Path]) -> Drop:
         """The folder as one job; `members` are all files in and below it."""
         named = set(self.own.files)
-        return Drop(
+        return _drop(
+            self.own,
             name=self.path.name,
             kind="folder",
-            content=self.own.contents[0],
-            styles=self.own.style_paths,
-            settings=self.own.settings_path,
             others=tuple(path for path in members if path not in named),
             folder=self.path,
         )
@@ -259,43 +210,70 @@ class _Folder:
     def outcomes(self) -> Iterator[Drop | Waiting]:
         """What becomes of each file of a folder that is not taken whole, but for what a style folder keeps."""
         if self.path == _INBOX:
-            yield from (_alone(path, needs="style") for path in self.own.contents)
-            yield from (_alone(path, needs="content") for path in self.own.style_paths)
+            yield from (_alone(path, needs="style") for path in self.own.paths("content"))
+            yield from (_alone(path, needs="content") for path in self.own.paths("style"))
+            for role in _OF_A_PAIR:
+                yield from (_alone(path, needs="content and style") for path in self.own.paths(role))
         elif not self.is_style_folder:
-            yield from _waiting(self.own)
+            yield from _waiting(self.own, self.own.files)
+        else:
+            # The folder may be one job whose content is still on its way.
+            yield from _waiting(self.own, [*self.own.paths("mask"), *self.own.paths("initial")])
         for group in self.pairs:
             if group.conflict() or group.missing():
-                yield from _waiting(group)
+                yield from _waiting(group, group.files)
             else:
-                yield Drop(
-                    name=group.name,
-                    kind="pair",
-                    content=group.contents[0],
-                    styles=group.style_paths,
-                    settings=group.settings_path,
-                )
+                yield _drop(group, name=group.name, kind="pair")
         for path in self.rest:
             yield self._picture(path) if self.is_style_folder and _is_picture(path) else _stray(path)
 
     def _picture(self, path: Path) -> Drop | Waiting:
         if conflict := self.own.conflict():
-            return Waiting(path, f"{_shown(path)} {conflict}")
+            return Waiting(path, f"{shown(path)} {conflict}")
+        if problem := self.own.problem():
+            return Waiting(path, f"{shown(path)} waits because {problem}")
         return Drop(
             name=f"{path.stem}_{self.path.name}",
             kind="style folder",
             content=path,
-            styles=self.own.style_paths,
+            styles=self.own.paths("style"),
+            style_masks=self.own.by_style("style_mask"),
             settings=self.own.settings_path,
         )
 
 
-def _waiting(group: _Group) -> Iterator[Waiting]:
-    for path in group.files:
-        yield Waiting(path, f"{_shown(path)} {group.conflict() or group.missing()}")
+def _drop(
+    group: Group,
+    *,
+    name: str,
+    kind: Literal["pair", "folder"],
+    others: Sequence[Path] = (),
+    folder: Path | None = None,
+) -> Drop:
+    drop = Drop(
+        name=name,
+        kind=kind,
+        content=group.paths("content")[0],
+        styles=group.paths("style"),
+        masks=tuple(mask for mask in group.by_style("mask") if mask is not None),
+        style_masks=group.by_style("style_mask"),
+        initial=next(iter(group.paths("initial")), None),
+        settings=group.settings_path,
+        folder=folder,
+        problem=group.problem(),
+    )
+    # A mask that goes with no style is refused together with the rest.
+    taken = set(drop.files)
+    return replace(drop, others=(*(path for path in group.files if path not in taken), *others))
+
+
+def _waiting(group: Group, paths: Iterable[Path]) -> Iterator[Waiting]:
+    for path in paths:
+        yield Waiting(path, f"{shown(path)} {group.conflict() or group.missing()}")
 
 
 def _alone(path: Path, *, needs: str) -> Waiting:
-    name = _shown(path)
+    name = shown(path)
     return Waiting(
         path, f"{name} waits: put it into a folder of its own together with its {needs}, or name it NAME_{name}"
     )
@@ -304,20 +282,10 @@ def _alone(path: Path, *, needs: str) -> Waiting:
 def _stray(path: Path) -> Waiting:
     return Waiting(
         path,
-        f"{_shown(path)} is not part of a pair; name it NAME_content.EXT or NAME_style.EXT, or see README.txt in "
+        f"{shown(path)} is not part of a pair; name it NAME_content.EXT or NAME_style.EXT, or see README.txt in "
         "the home folder",
     )
 
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.casefold() in _PICTURE_SUFFIXES
-
-
-def _key(name: str) -> str:
-    # A Mac sends decomposed letters where others send composed ones.
-    return unicodedata.normalize("NFC", name.casefold())
-
-
-def _shown(path: Path) -> str:
-    # A name that is not UTF-8 can be neither printed nor stored.
-    return path.as_posix().encode(errors="replace").decode()

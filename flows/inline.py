@@ -31,21 +31,26 @@ def run_inline(
     *,
     content: Path,
     styles: Sequence[Path],
+    masks: Sequence[Path] = (),
+    style_masks: Sequence[Path | None] = (),
+    initial: Path | None = None,
     out: Path | None,
     preset: str,
     overrides: Mapping[str, Any],
+    base: TransferConfig | None = None,
     force: bool = False,
     name: str | None = None,
     snapshot_every: int | None = None,
 ) -> Job:
     """Make a job of the pictures, run its flow here and return the completed job.
 
+    The settings are those of the preset, or `base` where it is given, with the overrides.
     What has been done before, with the same pictures, settings and weights, is not computed again without `force`.
 
     Raises what the flow raises: EngineError, StorageError or FlowError, each with one sentence; and
     KeyboardInterrupt, also on SIGTERM, after the job has been cancelled.
     """
-    config = _with_absolute_weights(find_preset(preset).config.with_overrides(overrides))
+    config = with_absolute_weights((base or find_preset(preset).config).with_overrides(overrides))
     if snapshot_every is not None and (problem := snapshots_problem(snapshot_every, iterations=config.iterations)):
         raise SettingsError(f"--snapshot-every {problem}")
     workspace = Workspace(settings.home)
@@ -53,7 +58,7 @@ def run_inline(
     check_writable(destination or workspace.outbox)
     if destination is not None:
         require_free(destination)
-    _require_weights(config)
+    require_weights(config)
     workspace.create()
     with open_database(workspace.database_path) as database:
         store = JobStore(database)
@@ -62,6 +67,9 @@ def run_inline(
             workspace,
             content=content,
             styles=styles,
+            masks=masks,
+            style_masks=style_masks,
+            initial=initial,
             preset=preset,
             config=config,
             max_pixels=settings.max_pixels,
@@ -107,13 +115,14 @@ def _require_api() -> None:
         ) from failure
 
 
-def _with_absolute_weights(config: TransferConfig) -> TransferConfig:
+def with_absolute_weights(config: TransferConfig) -> TransferConfig:
+    """The config with the path of a weight file made absolute, since a job may go on in another folder."""
     if config.weights in ("imagenet", RANDOM_WEIGHTS):
         return config
     return config.with_overrides({"weights": str(Path(config.weights).expanduser().absolute())})
 
 
-def _require_weights(config: TransferConfig) -> None:
+def require_weights(config: TransferConfig) -> None:
     """Check the weight file, and fetch it where there is none, before a job is made for it."""
     if config.weights == RANDOM_WEIGHTS:
         return

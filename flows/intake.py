@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from flows.claim import CheckedPicture, claim_drop, finish_claims, reject_drop
+from flows.claim import claim_drop, finish_claims, reject_drop
 from flows.drop_settings import read_drop_settings
 from flows.inbox import Drop, Entry, Waiting, assess
 from flows.listing import Settling, scan
 from flows.settings import Settings
+from flows.sources import CheckedPicture
 from nst_engine.errors import ConfigError, ImageError, WeightsError
 from storage.errors import WorkspaceError
 from storage.jobs import JobStore
@@ -96,8 +97,16 @@ class Intake:
 
     def _take(self, drop: Drop, entries: dict[Path, Entry], outcome: _Outcome) -> None:
         inbox = self._workspace.inbox
+        if drop.problem is not None:
+            # What is missing may be on its way.
+            until = self._settled_at(drop) + self._settings.patience_seconds
+            if self._clock() < until:
+                outcome.wait(drop.content, drop.problem, until=until)
+            else:
+                self._reject(drop, f"{drop.problem}.", outcome)
+            return
         pictures = []
-        for path in (drop.content, *drop.styles):
+        for _, path in drop.pictures:
             try:
                 pictures.append(self._check(entries[path]))
             except FileNotFoundError:
@@ -112,7 +121,9 @@ class Intake:
                 return
         try:
             settings = read_drop_settings(
-                inbox / drop.settings if drop.settings else None, preset=self._settings.preset
+                inbox / drop.settings if drop.settings else None,
+                preset=self._settings.preset,
+                with_initial=drop.initial is not None,
             )
             job = claim_drop(self._store, self._workspace, drop, settings=settings, pictures=pictures)
         except (ConfigError, ImageError, WeightsError) as error:

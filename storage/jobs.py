@@ -90,7 +90,8 @@ class JobStore(SubmissionStore, AttemptStore):
         positions: Counter[Role] = Counter()
         sources = []
         for source in new.sources:
-            sources.append(Source(position=positions[source.role], **asdict(source)))
+            position = positions["style"] - 1 if source.role == "style_mask" else positions[source.role]
+            sources.append(Source(position=position, **asdict(source)))
             positions[source.role] += 1
         return Job(
             id=job_id,

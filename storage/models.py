@@ -2,13 +2,29 @@
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Double, Enum, ForeignKey, Index, MetaData, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Double,
+    Enum,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    case,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
-Role = Literal["content", "style"]
+Role = Literal["content", "style", "style_mask", "mask", "initial"]
+"""What a picture is for: a `mask` is of the content, for one style; a `style_mask` is of a style; at the `initial` one
+the optimisation starts. In the order in which a job has its sources."""
 
 
 class JobState(StrEnum):
@@ -140,18 +156,18 @@ class Job(Base):
     snapshot_every: Mapped[int | None]
 
     sources: Mapped[list["Source"]] = relationship(
-        lazy="selectin", order_by="(Source.role, Source.position)", passive_deletes=True
+        lazy="selectin", order_by=lambda: (_by_role(), Source.position), passive_deletes=True
     )
     attempts: Mapped[list["Attempt"]] = relationship(lazy="selectin", order_by="Attempt.number", passive_deletes=True)
 
 
 class Source(Base):
-    """One picture a job is made from; `position` counts from 0 within its role."""
+    """One picture a job is made from; `position` counts from 0 within its role, and of a style_mask is its style's."""
 
     __tablename__ = "sources"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
-    role: Mapped[Role] = mapped_column(Enum("content", "style", native_enum=False, length=8), primary_key=True)
+    role: Mapped[Role] = mapped_column(Enum(*get_args(Role), native_enum=False, length=16), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
     original_path: Mapped[str] = mapped_column(DisplayText)
     file_name: Mapped[str] = mapped_column(Text)
@@ -159,6 +175,10 @@ class Source(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     rows: Mapped[int]
     columns: Mapped[int]
+
+
+def _by_role() -> ColumnElement[int]:
+    return case({role: place for place, role in enumerate(get_args(Role))}, value=Source.role)
 
 
 class Attempt(Base):

@@ -25,7 +25,8 @@ class NewSource:
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """A job to be made; the order of its sources is kept within each role.
+    """A job to be made; the order of its sources is kept within each role, and a style_mask is that of the style
+    before it.
 
     A job with a `rejection`, the sentence that says why it can never work, is made only to be rejected and may
     have no sources. Until `lease_until` nobody but its maker runs the job. Of `snapshot_every`, `collection` and

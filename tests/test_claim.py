@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from flows.claim import CheckedPicture, claim
+from flows.claim import claim
+from flows.report import result_files
+from flows.roles import role_label
+from flows.sources import CheckedPicture
 from nst_engine.config import TransferConfig
-from nst_engine.errors import ImageError
+from nst_engine.errors import ConfigError, ImageError
 from nst_engine.images import MAX_PIXELS, encode_png
 from storage.database import open_database
 from storage.errors import WorkspaceError
@@ -97,6 +101,89 @@ def test_styles_are_numbered_and_the_job_is_called_as_told(
         ("style", 0, "style1.png"),
         ("style", 1, "style2.png"),
     ]
+
+
+def test_masks_and_an_initial_picture_go_with_their_styles(
+    tmp_path: Path, content_file: Path, style_file: Path
+) -> None:
+    mask, style_mask = style_file.with_name("sky.png"), style_file.with_name("moon.JPG")
+    encode_png(np.zeros((48, 64, 3), np.uint8), mask)
+    encode_png(np.zeros((192, 192, 3), np.uint8), style_mask)
+    home = tmp_path / "home"
+    Workspace(home).create()
+    with open_database(home / "nst.db") as database:
+        job = claim(
+            JobStore(database),
+            Workspace(home),
+            content=content_file,
+            styles=[content_file, style_file],
+            masks=[mask],
+            style_masks=[None, style_mask],
+            initial=style_file,
+            preset="default",
+            config=TransferConfig(init="picture"),
+            max_pixels=MAX_PIXELS,
+        )
+    assert [(source.role, source.position, source.file_name, source.original_path) for source in job.sources] == [
+        ("content", 0, "content.png", str(content_file)),
+        ("style", 0, "style1.png", str(content_file)),
+        ("style", 1, "style2.png", str(style_file)),
+        ("style_mask", 1, "style_mask2.jpg", str(style_mask)),
+        ("mask", 0, "mask1.png", str(mask)),
+        ("initial", 0, "initial.png", str(style_file)),
+    ]
+    assert {path.name: path.read_bytes() for path in (home / "work" / job.id).iterdir()} == {
+        source.file_name: Path(source.original_path).read_bytes() for source in job.sources
+    }
+    assert result_files(job) == {
+        "result": "result.png",
+        "loss_plot": "loss.png",
+        "record": "job.json",
+        "content": "content.png",
+        "style1": "style1.png",
+        "style2": "style2.png",
+        "style_mask2": "style_mask2.jpg",
+        "mask1": "mask1.png",
+        "initial": "initial.png",
+    }
+    assert [role_label(job, source) for source in job.sources] == [
+        *("content", "style 1", "style 2", "style mask 2", "mask 1", "initial")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("further", "error", "sentence"),
+    [
+        pytest.param(
+            {"masks": 2}, ImageError, "{content}: there are 2 masks for 1 styles; give one a style", id="too many masks"
+        ),
+        pytest.param(
+            {"style_masks": 2}, ImageError, "{content}: there are 2 style masks for 1 styles; give", id="style masks"
+        ),
+        pytest.param({"init": "picture"}, ConfigError, "init = picture needs a picture to start from", id="no picture"),
+    ],
+)
+def test_what_does_not_go_together_makes_no_job(
+    tmp_path: Path, style_file: Path, further: dict[str, Any], error: type[Exception], sentence: str
+) -> None:
+    home = tmp_path / "home"
+    Workspace(home).create()
+    with open_database(home / "nst.db") as database:
+        store = JobStore(database)
+        with pytest.raises(error) as caught:
+            claim(
+                store,
+                Workspace(home),
+                content=style_file,
+                styles=[style_file],
+                masks=[style_file] * further.get("masks", 0),
+                style_masks=[style_file] * further.get("style_masks", 0),
+                preset="default",
+                config=TransferConfig(init=further.get("init", "content")),
+                max_pixels=MAX_PIXELS,
+            )
+        assert store.recent(limit=10) == []
+    assert str(caught.value).startswith(sentence.format(content=style_file))
 
 
 def test_the_same_pair_again_is_a_job_of_its_own_with_the_same_fingerprint(

@@ -123,11 +123,12 @@ def test_a_database_of_the_first_schema_keeps_its_rows(path: Path) -> None:
         "INSERT INTO attempts (job_id, number, started_at, host, pid) VALUES "
         "('a', 1, '2026-11-22 12:00:01.000000', 'atelier', 7)",
         "INSERT INTO loss_points VALUES ('a', 3, 1, 10.0, 4.0, 5.0, 1.0, '{}', NULL, 1.5)",
+        "INSERT INTO sources VALUES ('a', 'style', 1, '/home/ann/night.png', 'style2.png', 'abc', 5000000000, 20, 30)",
     )
-    tables = ("jobs", "attempts", "loss_points")
+    tables = ("jobs", "attempts", "loss_points", "sources")
     before = [rows(path, f"SELECT * FROM {table}") for table in tables]
     open_database(path).close()
-    jobs, attempts, points = (
+    jobs, attempts, points, sources = (
         [before_row | new for before_row in found]
         for found, new in zip(
             before,
@@ -147,12 +148,13 @@ def test_a_database_of_the_first_schema_keeps_its_rows(path: Path) -> None:
                 },
                 {"phase": None, "first_iteration": None},
                 {"scale": 1},
+                {},
             ),
             strict=True,
         )
     )
-    assert [rows(path, f"SELECT * FROM {table}") for table in tables] == [jobs, attempts, points]
-    assert [len(found) for found in before] == [1, 1, 1]
+    assert [rows(path, f"SELECT * FROM {table}") for table in tables] == [jobs, attempts, points, sources]
+    assert [len(found) for found in before] == [1, 1, 1, 1]
     assert rows(path, "SELECT version_num FROM alembic_version") == [{"version_num": SCHEMA_REVISION}]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +23,13 @@ def entry(path: str, kind: Literal["file", "folder", "link", "other"] = "file") 
 
 
 def drop(name: str, kind: Any, content: str, *styles: str, **rest: Any) -> Drop:
-    others = tuple(Path(path) for path in rest.pop("others", ()))
-    named = {key: Path(path) for key, path in rest.items()}
-    return Drop(name, kind, Path(content), tuple(Path(path) for path in styles), others=others, **named)
+    problem = rest.pop("problem", None)
+    several = {
+        key: tuple(Path(path) if path else None for path in rest.pop(key, ()))
+        for key in ("others", "masks", "style_masks")
+    }
+    named: dict[str, Any] = {key: Path(path) for key, path in rest.items()} | several
+    return Drop(name, kind, Path(content), tuple(Path(path) for path in styles), problem=problem, **named)
 
 
 def pair(name: str, content: str, *styles: str, **rest: Any) -> Drop:
@@ -189,6 +194,225 @@ CASES: dict[str, tuple[list[str], list[Drop], dict[str, str]]] = {
         ),
     ),
     "a stray picture": (["trip/photo.jpg", "photo.jpg"], [], {"photo.jpg": STRAY, "trip/photo.jpg": STRAY}),
+    # Masks and initial pictures
+    "pair with a mask, a style mask and an initial picture": (
+        ["a_content.jpg", "a_init.jpg", "a_mask.png", "a_style.jpg", "a_stylemask.png", "a.toml"],
+        [
+            pair(
+                "a",
+                "a_content.jpg",
+                "a_style.jpg",
+                masks=["a_mask.png"],
+                style_masks=["a_stylemask.png"],
+                initial="a_init.jpg",
+                settings="a.toml",
+            )
+        ],
+        {},
+    ),
+    "spellings of masks and initial pictures": (
+        ["a_content.jpg", "a_style.jpg", "A-MASK.PNG", "a.style_Mask.png", "a_Initial.jpg"],
+        [
+            pair(
+                "a",
+                "a_content.jpg",
+                "a_style.jpg",
+                masks=["A-MASK.PNG"],
+                style_masks=["a.style_Mask.png"],
+                initial="a_Initial.jpg",
+            )
+        ],
+        {},
+    ),
+    "masks by their styles' numbers": (
+        ["a_content.jpg", "a_mask10.png", "a_mask2.png", "a_style10.jpg", "a_style2.jpg", "a_stylemask10.png"],
+        [
+            pair(
+                "a",
+                "a_content.jpg",
+                "a_style2.jpg",
+                "a_style10.jpg",
+                masks=["a_mask2.png", "a_mask10.png"],
+                style_masks=[None, "a_stylemask10.png"],
+            )
+        ],
+        {},
+    ),
+    "one mask fewer than styles": (
+        ["a_content.jpg", "a_mask1.png", "a_style1.jpg", "a_style2.jpg"],
+        [pair("a", "a_content.jpg", "a_style1.jpg", "a_style2.jpg", masks=["a_mask1.png"])],
+        {},
+    ),
+    "a mask without a number is the first style's": (
+        ["a_content.jpg", "a_mask.png", "a_style3.jpg", "a_style5.jpg", "a_stylemask.png"],
+        [
+            pair(
+                "a",
+                "a_content.jpg",
+                "a_style3.jpg",
+                "a_style5.jpg",
+                masks=["a_mask.png"],
+                style_masks=["a_stylemask.png", None],
+            )
+        ],
+        {},
+    ),
+    "mask 1 is that of a style without a number": (
+        ["a_content.jpg", "a_mask1.png", "a_mask2.png", "a_style.jpg", "a_style2.jpg"],
+        [pair("a", "a_content.jpg", "a_style.jpg", "a_style2.jpg", masks=["a_mask1.png", "a_mask2.png"])],
+        {},
+    ),
+    "folder with masks and an initial picture": (
+        ["trip/content.jpg", "trip/init.jpg", "trip/mask.png", "trip/style.jpg", "trip/StyleMask.png", "trip/b.txt"],
+        [
+            folder(
+                "trip",
+                "trip/content.jpg",
+                "trip/style.jpg",
+                masks=["trip/mask.png"],
+                style_masks=["trip/StyleMask.png"],
+                initial="trip/init.jpg",
+                others=["trip/b.txt"],
+            )
+        ],
+        {},
+    ),
+    "folder named as a job names its files": (
+        [
+            "trip/content.jpg",
+            "trip/style1.jpg",
+            "trip/style2.jpg",
+            "trip/mask1.png",
+            "trip/mask2.png",
+            "trip/style_mask2.png",
+            "trip/initial.png",
+        ],
+        [
+            folder(
+                "trip",
+                "trip/content.jpg",
+                "trip/style1.jpg",
+                "trip/style2.jpg",
+                masks=["trip/mask1.png", "trip/mask2.png"],
+                style_masks=[None, "trip/style_mask2.png"],
+                initial="trip/initial.png",
+            )
+        ],
+        {},
+    ),
+    "style folder with a style mask": (
+        ["swirls/style.jpg", "swirls/stylemask.png", "swirls/lake.jpg"],
+        [styled("lake_swirls", "swirls/lake.jpg", "swirls/style.jpg", style_masks=["swirls/stylemask.png"])],
+        {},
+    ),
+    "style folder that may be a folder on its way": (
+        ["trip/style.jpg", "trip/mask.png", "trip/init.jpg"],
+        [],
+        {"trip/init.jpg": "waits for trip/content.*", "trip/mask.png": "waits for trip/content.*"},
+    ),
+    "style folder with a style mask of no style": (
+        ["swirls/style.jpg", "swirls/stylemask2.png", "swirls/lake.jpg"],
+        [],
+        {
+            "swirls/lake.jpg": "waits because swirls has a stylemask that belongs to none of its styles "
+            "(stylemask2.png); give it the number of its style, or take it away"
+        },
+    ),
+    "masks alone": (
+        ["a_mask.png", "b_content.jpg", "b_stylemask2.png", "trip/mask.png", "c_init.png", "c_style.jpg"],
+        [],
+        {
+            "a_mask.png": "waits for a_content.* and a_style.*",
+            "b_content.jpg": "waits for b_style.*",
+            "b_stylemask2.png": "waits for b_style.*",
+            "c_init.png": "waits for c_content.*",
+            "c_style.jpg": "waits for c_content.*",
+            "trip/mask.png": "waits for trip/content.* and trip/style.*",
+        },
+    ),
+    "masks in the inbox itself": (
+        ["mask2.png", "stylemask.png", "init.jpg"],
+        [],
+        {
+            "init.jpg": "waits: put it into a folder of its own together with its content and style, or name it "
+            "NAME_init.jpg",
+            "mask2.png": "waits: put it into a folder of its own together with its content and style, or name it "
+            "NAME_mask2.png",
+            "stylemask.png": "waits: put it into a folder of its own together with its content and style, or name it "
+            "NAME_stylemask.png",
+        },
+    ),
+    "two files for one mask": (
+        ["trip/content.jpg", "trip/style.jpg", "trip/mask.png", "trip/mask.gif"],
+        [],
+        {
+            f"trip/{name}": "waits because trip has more than one mask (mask.gif, mask.png); keep one, or number them "
+            "trip/mask1.* and trip/mask2.*"
+            for name in ("content.jpg", "style.jpg", "mask.png", "mask.gif")
+        },
+    ),
+    "two initial pictures": (
+        ["a_content.jpg", "a_style.jpg", "a_init.png", "a_initial.png"],
+        [],
+        dict.fromkeys(
+            ("a_content.jpg", "a_style.jpg", "a_init.png", "a_initial.png"),
+            "waits because a has more than one initial picture (a_init.png, a_initial.png); keep one",
+        ),
+    ),
+    "more masks than styles": (
+        ["a_content.jpg", "a_mask1.png", "a_mask2.png", "a_style.jpg"],
+        [
+            pair(
+                "a",
+                "a_content.jpg",
+                "a_style.jpg",
+                masks=["a_mask1.png"],
+                others=["a_mask2.png"],
+                problem="a has a mask that belongs to none of its styles (a_mask2.png); give it the number of its "
+                "style, or take it away",
+            )
+        ],
+        {},
+    ),
+    "style masks of no style": (
+        ["trip/content.jpg", "trip/style1.jpg", "trip/stylemask2.png", "trip/stylemask.png", "trip/stylemask1.png"],
+        [
+            folder(
+                "trip",
+                "trip/content.jpg",
+                "trip/style1.jpg",
+                style_masks=["trip/stylemask.png"],
+                others=["trip/stylemask1.png", "trip/stylemask2.png"],
+                problem="trip has a stylemask that belongs to none of its styles (stylemask1.png, stylemask2.png); "
+                "give it the number of its style, or take it away",
+            )
+        ],
+        {},
+    ),
+    "masks with a gap": (
+        ["a_content.jpg", "a_style1.jpg", "a_style2.jpg", "a_style3.jpg", "a_mask3.png"],
+        [
+            pair(
+                "a",
+                "a_content.jpg",
+                "a_style1.jpg",
+                "a_style2.jpg",
+                "a_style3.jpg",
+                masks=["a_mask3.png"],
+                problem="a has masks, but none for a_style1.jpg, a_style2.jpg; only the last style can go without "
+                "one, and takes what the others leave",
+            )
+        ],
+        {},
+    ),
+    "nearly masks": (
+        ["a_masks.png", "a_mask_1.png", "amask.png", "a_init2.png", "a_inits.png", "_mask.png", "a_stylesmask.png"],
+        [],
+        dict.fromkeys(
+            ("a_masks.png", "a_mask_1.png", "amask.png", "a_init2.png", "a_inits.png", "_mask.png", "a_stylesmask.png"),
+            STRAY,
+        ),
+    ),
     # Roles directly in the inbox
     "roles in the inbox itself": (
         ["content.jpg", "Style1.png", "settings.toml", "photo.jpg"],
@@ -470,6 +694,13 @@ def test_a_folder_named_like_a_picture_is_a_folder() -> None:
             folder("f", "c", "s", settings="t", others=["o1", "o2"]), "c s t o1 o2", "c s t o1 o2", id="folder"
         ),
         pytest.param(styled("a", "c", "s1", "s2", settings="t"), "c s1 s2 t", "c", id="style folder"),
+        pytest.param(
+            pair("a", "c", "s1", "s2", masks=["m1", "m2"], style_masks=[None, "n2"], initial="i", settings="t"),
+            "c s1 s2 n2 m1 m2 i t",
+            "c s1 s2 n2 m1 m2 i t",
+            id="masks and an initial picture",
+        ),
+        pytest.param(styled("a", "c", "s", style_masks=["n"]), "c s n", "c", id="style folder with a style mask"),
     ],
 )
 def test_files_and_taken(made: Drop, files: str, taken: str) -> None:
@@ -499,7 +730,10 @@ def test_no_junk(name: str) -> None:
 
 FOLDERS = ["", "trip/", "trip/deep/", "trip/deep/er/", "Trip/", "@eaDir/", "a_content.jpg/"]
 STEMS = ["a", "A", "settings", "cafe\u0301", "content", "style", "", "", "", ""]
-ROLES = ["", "_content", "-Content", ".style", "_STYLE1", "_style01", "content", "content", "style", "style", "Style2"]
+ROLES = [
+    *("", "_content", "-Content", ".style", "_STYLE1", "_style01", "content", "content", "style", "style", "Style2"),
+    *("_mask", "_MASK2", "mask", "mask01", "_stylemask", "Stylemask", "style_mask2", "_init", "Initial"),
+]
 ENDS = [".jpg", ".jpg", ".jpg", ".PNG", ".toml", ".TOML", ".txt", ".part", ""]
 NAMES = st.one_of(
     st.builds("{}{}{}".format, st.sampled_from(STEMS), st.sampled_from(ROLES), st.sampled_from(ENDS)),
@@ -514,15 +748,16 @@ LISTINGS = st.dictionaries(
 
 
 def at_home(files: set[Path], drops: tuple[Drop, ...]) -> set[Path]:
-    """The styles and settings of style folders, told by globs instead of by the rules' own reading of names."""
+    """What style folders keep, told by globs instead of by the rules' own reading of names."""
     found = set()
     for folder in {path.parent for path in files if path.parent != Path()}:
         here = [path for path in files if path.parent == folder]
         contents = [path for path in here if path.stem.lower() == "content" and path.suffix]
         styles = [path for path in here if path.stem.lower().rstrip("0123456789") == "style" and path.suffix]
+        masks = [path for path in here if re.fullmatch("style[_.-]?mask[0-9]*[.][^.]+", path.name.lower())]
         settings = [path for path in here if path.name.lower() == "settings.toml"]
         if styles and not contents:
-            found.update(styles, settings)
+            found.update(styles, masks, settings)
     return found - {path for drop in drops if drop.kind == "folder" for path in drop.files}
 
 

@@ -35,6 +35,8 @@ def png(seed: int, *, rows: int = 20, columns: int = 20) -> bytes:
 
 CONTENT, OTHER, STYLE, OTHER_STYLE = (png(seed) for seed in (1, 2, 3, 4))
 HALF = CONTENT[: len(CONTENT) // 2]
+MASK, OTHER_MASK = png(7, rows=40, columns=40), png(8)
+HALF_MASK = MASK[: len(MASK) // 2]
 TOML = b"rows = 64\n"
 BAD_TOML = b"rows = 64\niteration = 6\n"
 PAIR = {"lake_content.png": CONTENT, "lake_style.png": STYLE}
@@ -201,6 +203,172 @@ def test_a_settled_drop_is_a_pending_job_with_its_files(
     }
     assert place.look() == Look((), (), (), float("inf"))
     assert [each.id for each in place.jobs] == [job.id]
+
+
+MASKED = {**PAIR, "lake_mask.png": MASK, "lake_stylemask.png": OTHER_MASK, "lake_init.png": OTHER}
+TWO_STYLES = {"lake_content.png": CONTENT, "lake_style1.png": STYLE, "lake_style2.png": OTHER_STYLE}
+IN_THE_JOB = {
+    "lake_content.png": "content.png",
+    "lake_style.png": "style.png",
+    "lake_style1.png": "style1.png",
+    "lake_style2.png": "style2.png",
+    "lake_mask.png": "mask.png",
+    "lake_mask1.png": "mask1.png",
+    "lake_mask2.png": "mask2.png",
+    "lake_stylemask.png": "style_mask.png",
+    "lake_stylemask2.png": "style_mask2.png",
+    "lake_init.png": "initial.png",
+}
+
+
+@pytest.mark.parametrize(
+    ("dropped", "sources"),
+    [
+        pytest.param(
+            MASKED,
+            [("content", 0, ""), ("style", 0, ""), ("style_mask", 0, ""), ("mask", 0, ""), ("initial", 0, "")],
+            id="one of each",
+        ),
+        pytest.param(
+            {**TWO_STYLES, "lake_mask1.png": MASK, "lake_mask2.png": OTHER_MASK},
+            [("content", 0, ""), ("style", 0, "1"), ("style", 1, "2"), ("mask", 0, "1"), ("mask", 1, "2")],
+            id="a mask for each of two styles",
+        ),
+        pytest.param(
+            {**TWO_STYLES, "lake_stylemask2.png": MASK},
+            [("content", 0, ""), ("style", 0, "1"), ("style", 1, "2"), ("style_mask", 1, "2")],
+            id="a style mask for the second of two styles",
+        ),
+    ],
+)
+def test_masks_and_an_initial_picture_are_sources_of_the_job(
+    place: Place, dropped: Files, sources: list[tuple[str, int, str]]
+) -> None:
+    place.drop(dropped)
+    (job,) = place.settled_look().claimed
+    assert [(source.role, source.position, source.file_name) for source in job.sources] == [
+        (role, position, f"{role}{number}.png") for role, position, number in sources
+    ]
+    assert place.work(job) == {IN_THE_JOB[name]: data for name, data in dropped.items()}
+    assert place.inbox == {}
+    assert job.config["init"] == ("picture" if "lake_init.png" in dropped else "content")
+
+
+def test_whose_style_mask_it_is_makes_another_job(place: Place) -> None:
+    fingerprints = set()
+    for mask in ("lake_stylemask1.png", "lake_stylemask2.png", "lake_mask1.png"):
+        place.drop({**TWO_STYLES, mask: MASK})
+        fingerprints |= {job.fingerprint for job in place.settled_look().claimed}
+    place.drop(TWO_STYLES)
+    fingerprints |= {job.fingerprint for job in place.settled_look().claimed}
+    assert len(fingerprints) == 4
+
+
+@pytest.mark.parametrize(
+    ("toml", "init"),
+    [
+        pytest.param(b"rows = 64\n", "picture", id="no init"),
+        pytest.param(b'preset = "paper-fig4"\n', "picture", id="the preset's init"),
+        pytest.param(b'init = "noise"\n', "noise", id="the file's init"),
+        pytest.param(b'init = "picture"\ninit_noise = 0.25\n', "picture", id="the same"),
+    ],
+)
+def test_a_dropped_initial_picture_is_begun_with_unless_the_settings_say_otherwise(
+    place: Place, toml: bytes, init: str
+) -> None:
+    place.drop({**PAIR, "lake_init.png": OTHER, "lake.toml": toml})
+    (job,) = place.settled_look().claimed
+    assert (job.config["init"], job.sources[-1].role) == (init, "initial")
+
+
+def test_a_mask_that_comes_first_waits_for_its_pair_and_the_pair_for_what_is_still_written(place: Place) -> None:
+    place.drop({"lake_mask.png": MASK})
+    look = place.settled_look()
+    assert [waiting.reason for waiting in look.waiting] == ["lake_mask.png waits for lake_content.* and lake_style.*"]
+    place.drop({**PAIR, "lake_mask.png": HALF_MASK})
+    place.look()
+    place.drop({"lake_mask.png": MASK})
+    assert place.look(after=1.9).claimed == ()
+    (job,) = place.look(after=2.0).claimed
+    assert place.work(job) == {"content.png": CONTENT, "style.png": STYLE, "mask.png": MASK}
+
+
+def test_half_a_mask_is_rejected_with_its_pair(place: Place) -> None:
+    place.drop({**PAIR, "lake_mask.png": HALF_MASK})
+    assert [waiting.path for waiting in place.settled_look().waiting] == [Path("lake_mask.png")]
+    (job,) = place.look(after=60.0).rejected
+    assert str(job.error).startswith(f"{place.workspace.inbox / 'lake_mask.png'} is damaged or incomplete")
+    assert place.inbox == {}
+
+
+NO_STYLE = (
+    "lake has a mask that belongs to none of its styles (lake_mask2.png); give it the number of its style, or take it "
+    "away"
+)
+
+
+def test_a_mask_without_its_style_may_be_followed_by_it(place: Place) -> None:
+    masks = {"lake_mask1.png": MASK, "lake_mask2.png": OTHER_MASK}
+    place.drop({"lake_content.png": CONTENT, "lake_style1.png": STYLE, **masks})
+    look = place.settled_look()
+    assert (look.waiting, look.rejected) == ((Waiting(Path("lake_content.png"), NO_STYLE),), ())
+    assert look.next_look == place.now + 60.0
+    place.drop(TWO_STYLES)
+    (job,) = place.settled_look().claimed
+    assert [source.file_name for source in job.sources] == [
+        "content.png",
+        "style1.png",
+        "style2.png",
+        "mask1.png",
+        "mask2.png",
+    ]
+
+
+def test_a_mask_without_its_style_is_rejected_with_all_that_came_with_it(place: Place) -> None:
+    dropped = {**PAIR, "lake_mask1.png": MASK, "lake_mask2.png": OTHER_MASK}
+    place.drop(dropped)
+    place.settled_look()
+    (job,) = place.look(after=60.0).rejected
+    assert (job.name, job.error) == ("lake", f"{NO_STYLE}.")
+    assert contents(place.workspace.rejected / "lake") == {"lake.reason.txt": f"{NO_STYLE}.\n".encode(), **dropped}
+    assert place.inbox == {}
+
+
+@pytest.mark.parametrize(
+    ("further", "sentence"),
+    [
+        pytest.param(
+            {"lake_mask.png": png(9, rows=20, columns=40)},
+            "{content}: mask 1 has another shape than the content: 20 x 40 pixels (rows x columns), the content 20 x "
+            "20; make it from that picture.",
+            id="a mask of another shape",
+        ),
+        pytest.param(
+            {"lake_stylemask.png": png(9, rows=40, columns=20)},
+            "{content}: style mask 1 has another shape than style 1: 40 x 20 pixels (rows x columns), style 1 20 x 20; "
+            "make it from that picture.",
+            id="a style mask of another shape",
+        ),
+        pytest.param(
+            {"lake.toml": b'init = "picture"\n'},
+            "init = picture needs a picture to start from: give it with --init, or drop it as NAME_init.EXT.",
+            id="no picture to start from",
+        ),
+    ],
+)
+def test_pictures_that_do_not_go_together_are_rejected_at_once(place: Place, further: Files, sentence: str) -> None:
+    place.drop({**PAIR, **further})
+    (job,) = place.settled_look().rejected
+    assert job.error == sentence.format(content=place.workspace.inbox / "lake_content.png")
+    assert place.inbox == {}
+
+
+def test_a_style_folder_keeps_its_style_mask(place: Place) -> None:
+    kept = {"swirls/style.png": STYLE, "swirls/stylemask.png": MASK}
+    place.drop({**kept, "swirls/lake.png": CONTENT})
+    (job,) = place.settled_look().claimed
+    assert place.work(job) == {"content.png": CONTENT, "style.png": STYLE, "style_mask.png": MASK}
+    assert place.inbox == kept
 
 
 def test_every_picture_of_a_style_folder_is_a_job(place: Place) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.report import used_settings
+from flows.roles import role_label
 from nst_engine.config import TransferConfig
 from nst_engine.scales import iterations_left
 from storage.models import Job, JobState, LossPoint, Source
@@ -96,9 +97,8 @@ def settings_of(job: Job) -> Mapping[str, str]:
 
 
 def source_label(job: Job, source: Source) -> str:
-    """The role of a source, with its number where there are several."""
-    alone = sum(other.role == source.role for other in job.sources) == 1
-    return source.role.capitalize() if alone else f"{source.role.capitalize()} {source.position + 1}"
+    """The role of a source in words, with its number where there are several styles."""
+    return role_label(job, source).capitalize()
 
 
 def source_role(source: Source) -> str:

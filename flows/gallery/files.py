@@ -28,6 +28,7 @@ TYPES: Final = {
     ".tiff": "image/tiff",
     ".json": "application/json",
 }
+_NOT_IN_BROWSERS: Final = frozenset({".tif", ".tiff"})
 
 
 def job_files(job: Job, workspace: Workspace) -> dict[str, Path]:
@@ -51,6 +52,11 @@ def job_file(job: Job, role: str, workspace: Workspace) -> Path | None:
     if job.state is JobState.COMPLETED:
         return files.get("result")
     return (job.state in AT_WORK and _latest(job, workspace)) or files.get("content")
+
+
+def browsable(path: Path) -> bool:
+    """Whether browsers show such a picture; another can only be saved, and looked at as a smaller one."""
+    return path.suffix.lower() not in _NOT_IN_BROWSERS
 
 
 def roles(job: Job) -> frozenset[str]:

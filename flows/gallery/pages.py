@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flows.collection import collection_names
 from flows.gallery import curve, documents
-from flows.gallery.files import AT_WORK, LATEST, contact_sheet, job_file, job_files
+from flows.gallery.files import AT_WORK, LATEST, browsable, contact_sheet, job_file, job_files
 from flows.gallery.links import Links
 from flows.report import RANDOM_REMARK
 from nst_engine.config import RANDOM_WEIGHTS
@@ -44,6 +44,7 @@ class Pages:
             "file_size": documents.file_size,
             "file_label": documents.file_label,
         }
+        self._templates.tests["browsable"] = browsable
         self._templates.globals |= {"links": links, "JobFilter": JobFilter}
 
     def index(self, browser: Browser, wanted: JobFilter, page: int) -> str:
