@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows import bulk_command, collection_commands, gallery_commands, service_commands
+from flows import (
+    bulk_command,
+    collection_commands,
+    explore_commands,
+    gallery_commands,
+    run_commands,
+    service_commands,
+    sweep_command,
+)
 from flows.options import (
     Device,
-    Force,
     Home,
     JobReference,
     Json,
-    Out,
     existing_store,
     print_json,
     settings_of,
@@ -25,10 +30,6 @@ from flows.options import (
 EXIT_CODES = """Exit codes: 0 done; 1 a job failed, or nst doctor found something to mend; 2 the command or its input
 is wrong; 3 this machine cannot do it (weights, device, database, disk, Prefect); 130 interrupted."""
 
-# A picture worth looking at in about a minute on two cores.
-DEMO_ROWS = 256
-DEMO_ITERATIONS = 40
-
 app = typer.Typer(
     name="nst",
     help=f"Neural style transfer as a batch service.\n\n{EXIT_CODES}",
@@ -37,147 +38,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+run_commands.register(app)
 service_commands.register(app)
 gallery_commands.register(app)
 collection_commands.register(app)
 bulk_command.register(app)
-
-
-@app.command()
-def run(
-    content: Annotated[Path, typer.Argument(help="The picture to paint.")],
-    styles: Annotated[
-        list[Path], typer.Argument(metavar="STYLE...", help="The picture, or pictures, to paint it like.")
-    ],
-    out: Out = None,
-    preset: Annotated[str, typer.Option(help="'nst presets' lists them.")] = "default",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
-    ] = None,
-    rows: Annotated[int | None, typer.Option(help="Rows of the result.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Steps of the optimiser.")] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet, random or the path of a file.")] = None,
-    device: Device = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32, tf32 or bfloat16.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the noise, with init=noise.")] = None,
-    snapshot_every: Annotated[
-        int | None, typer.Option(metavar="N", help="Keep the picture after every N iterations, and a timelapse.")
-    ] = None,
-    force: Force = False,
-    home: Home = None,
-    as_json: Json = False,
-) -> None:
-    """Stylise one picture and print the result folder."""
-    from flows.errors import SettingsError
-
-    overrides: dict[str, Any] = {}
-    for setting in settings or []:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {setting}: give KEY=VALUE, such as --set style_weight=2.")
-        overrides[key.strip()] = value
-    options = {"rows": rows, "iterations": iterations, "weights": weights, "precision": precision, "seed": seed}
-    overrides |= {key: value for key, value in options.items() if value is not None}
-    _run_job(
-        content,
-        styles,
-        out=out,
-        preset=preset,
-        overrides=overrides,
-        device=device,
-        force=force,
-        home=home,
-        as_json=as_json,
-        snapshot_every=snapshot_every,
-    )
-
-
-@app.command()
-def demo(
-    out: Out = None,
-    device: Device = None,
-    force: Force = False,
-    home: Home = None,
-    as_json: Json = False,
-) -> None:
-    """Draw a content and a style picture, stylise them, and print where everything lies."""
-    import tempfile
-
-    from flows.report import RANDOM_REMARK
-    from flows.terminal import err
-    from nst_engine import samples
-    from nst_engine.config import RANDOM_WEIGHTS
-    from nst_engine.errors import WeightsError
-    from nst_engine.images import encode_png
-    from nst_engine.weights import download, find
-
-    overrides: dict[str, Any] = {"rows": DEMO_ROWS, "iterations": DEMO_ITERATIONS}
-    if find("imagenet") is None:
-        try:
-            download()
-        except WeightsError as error:
-            err.print(f"{error}\nThe demo goes on with random weights. {RANDOM_REMARK}", markup=False)
-            overrides["weights"] = RANDOM_WEIGHTS
-    with tempfile.TemporaryDirectory(prefix="nst-demo-") as folder:
-        content, style = Path(folder) / "content.png", Path(folder) / "style.png"
-        encode_png(samples.content_sample(), content)
-        encode_png(samples.style_sample(), style)
-        _run_job(
-            content,
-            [style],
-            out=out,
-            preset="default",
-            overrides=overrides,
-            device=device,
-            force=force,
-            home=home,
-            as_json=as_json,
-            name="demo",
-        )
-
-
-def _run_job(
-    content: Path,
-    styles: list[Path],
-    *,
-    out: Path | None,
-    preset: str,
-    overrides: dict[str, Any],
-    device: str | None,
-    force: bool,
-    home: Path | None,
-    as_json: bool,
-    name: str | None = None,
-    snapshot_every: int | None = None,
-) -> None:
-    from flows.inline import run_inline
-    from flows.report import job_document
-    from flows.terminal import out as stdout
-
-    try:
-        job = run_inline(
-            settings_of(home, device=device),
-            content=content,
-            styles=styles,
-            out=out,
-            preset=preset,
-            overrides=overrides,
-            force=force,
-            name=name,
-            snapshot_every=snapshot_every,
-        )
-    except KeyboardInterrupt:
-        # Typer would say nothing.
-        sys.stderr.write("Interrupted.\n")
-        raise typer.Exit(130) from None
-    if as_json:
-        print_json(job_document(job))
-        return
-    folder = Path(str(job.result_folder))
-    before = f" (as job {job.reused_from} before; --force computes it again)" if job.reused_from else ""
-    stdout.print(f"Job {job.id} is done{before}: {folder}", markup=False)
-    for file in (job.result_files or {}).values():
-        stdout.print(f"  {folder / file}", markup=False)
+sweep_command.register(app)
+explore_commands.register(app)
 
 
 @app.command()

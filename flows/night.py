@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from flows.claim import CheckedPicture, sources_of
 from flows.collection import SETTINGS, Collection, Pair, Problem, shown
 from flows.fingerprint import fingerprint_of
+from flows.roles import in_order
+from flows.sources import CheckedPicture, sources_of
 from nst_engine.errors import ImageError, WeightsError
 from storage.errors import WorkspaceError
 from storage.jobs import JobStore, NewJob
@@ -166,15 +167,15 @@ class _Reading:
             return None
 
     def job(self, pair: Pair, fingerprint: str, collection: str, night_id: str | None) -> NewJob | None:
-        pictures = []
-        for path in (pair.content, pair.style):
+        pictures: list[tuple[Role, Path, CheckedPicture]] = []
+        for role, path in in_order(pair.content, [pair.style]):
             picture = self._known(self._checked(path), path)
             if picture is None:
                 return None
             if picture.sha256 != self._sha256(path):
                 self._note(path, f"{path} is being written to; the next night takes it.")
                 return None
-            pictures.append((path, picture))
+            pictures.append((role, path, picture))
         try:
             sources = sources_of(pictures, pair.config)
         except ImageError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,6 +50,19 @@ def existing_store(settings: Settings, job: str) -> JobStore:
     if store is None:
         raise JobNotFoundError(f"There is no job {job!r}: {settings.home} has no database yet.")
     return store
+
+
+def overrides_of(settings: Sequence[str] | None) -> dict[str, Any]:
+    """The settings that --set KEY=VALUE gives, as text; SettingsError for what has no value."""
+    from flows.errors import SettingsError
+
+    overrides: dict[str, Any] = {}
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {setting}: give KEY=VALUE, such as --set style_weight=2.")
+        overrides[key.strip()] = value
+    return overrides
 
 
 def print_json(value: object) -> None:

@@ -66,7 +66,11 @@ def inbox(home: Home = None, as_json: Json = False) -> None:
     folder = Workspace(settings_of(home).home).inbox
     listing = scan(folder)
     assessment = assess(listing.entries)
-    rows = [(str(path), f"ready: becomes the job {drop.name}") for drop in assessment.drops for path in drop.taken]
+    rows = [
+        (str(path), drop.problem or f"ready: becomes the job {drop.name}")
+        for drop in assessment.drops
+        for path in drop.taken
+    ]
     rows += [(str(waiting.path), waiting.reason) for waiting in assessment.waiting]
     rows += [(str(path), "cannot be read; mend its permissions") for path in listing.unreadable]
     if as_json:

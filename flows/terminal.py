@@ -102,7 +102,7 @@ def print_job(job: Job, losses: Sequence[LossPoint], document: Mapping[str, Any]
     ]
     out.print(table(None, ["attempt", "started", "finished", "outcome", "where", "error"], attempts))
     out.print()
-    print_mapping({key: _setting(value) for key, value in job.config.items()})
+    print_mapping({key: setting_text(value) for key, value in job.config.items()})
     if losses:
         last = losses[-1]
         out.print(
@@ -168,7 +168,8 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _setting(value: object) -> str:
+def setting_text(value: object) -> str:
+    """A setting's value as it would be given, a dash for none."""
     if isinstance(value, dict):
         return ", ".join(f"{name}:{weight:g}" for name, weight in value.items())
     return "-" if value is None else str(value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows import contact_sheet
+from flows import contact_sheet, lettering
 from flows.contact_sheet import MAX_COLUMNS, MAX_ROWS, Cell, draw_contact_sheet
 from nst_engine.images import encode_png
 from storage.errors import WorkspaceError
@@ -98,8 +98,8 @@ def test_names_and_titles_of_any_length_stay_in_their_columns(tmp_path: Path, pa
     [("a_really_long_style_by_a_painter_1889.jpg", ("a_rea", "9.jpg")), ("short.jpg", ("short.jpg", "short.jpg"))],
 )
 def test_a_long_name_loses_its_middle(text: str, kept: tuple[str, str]) -> None:
-    font = contact_sheet._font("DejaVuSans.ttf", 14)
-    cut = contact_sheet._cut(text, font, 174)
+    font = lettering.font("plain", 14)
+    cut = lettering.cut(text, font, 174)
     assert (cut.startswith(kept[0]), cut.endswith(kept[1])) == (True, True)
     assert font.getlength(cut) <= 174
 
@@ -111,15 +111,15 @@ def test_a_large_collection_is_shown_in_part_and_says_so(path: Path) -> None:
     sheet = draw(cells, path)
     assert sheet.size == (2 * 40 + 190 + MAX_COLUMNS * STEP, TOP + MAX_ROWS * STEP + 40 + 34)
     assert ink(sheet.crop((40, sheet.height - 60, 700, sheet.height - 38))) > 200
-    assert contact_sheet._remark(contents=61, styles=13) == (
+    assert contact_sheet._remark({"contents": (61, MAX_ROWS), "styles": (13, MAX_COLUMNS)}) == (
         "Shown are the first 60 of 61 contents and the first 12 of 13 styles; the others are in the same folder."
     )
-    assert contact_sheet._remark(contents=60, styles=12) == ""
+    assert contact_sheet._remark({"contents": (60, MAX_ROWS), "styles": (12, MAX_COLUMNS)}) == ""
 
 
 def test_a_sheet_replaces_the_one_before_and_a_disk_that_refuses_is_told_of(path: Path) -> None:
     first = draw([Cell("a", "s", None, "running")], path)
     second = draw([Cell("a", "s", None, "failed: later"), Cell("b", "s", None, "done")], path)
     assert first.size != second.size
-    with pytest.raises(WorkspaceError, match=r"^The contact sheet .* cannot be written \(File exists\); check"):
+    with pytest.raises(WorkspaceError, match=r"^The picture .* cannot be written \(File exists\); check"):
         draw_contact_sheet([], title="", path=path / "sheet.jpg")
