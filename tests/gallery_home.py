@@ -16,7 +16,7 @@ import uvicorn
 from PIL import Image
 
 from flows.gallery.app import make_app
-from flows.report import LOSS_PLOT, RECORD, RESULT
+from flows.report import LOSS_PLOT, RECORD
 from flows.settings import Settings
 from nst_engine.config import TransferConfig
 from nst_engine.images import encode_png
@@ -105,7 +105,7 @@ class GalleryHome:
         place.mkdir(parents=True)
         for path in self.workspace.job_folder(job.id).iterdir():
             path.rename(place / path.name)
-        encode_png(np.full((48, 64, 3), (200, 30, 30), np.uint8), place / RESULT)
+        encode_png(np.full((48, 64, 3), (200, 30, 30), np.uint8), place / "result.png")
         encode_png(np.full((60, 96, 3), 255, np.uint8), place / LOSS_PLOT)
         (place / RECORD).write_text("{}\n")
         sources = {Path(source.file_name).stem: source.file_name for source in job.sources}
@@ -113,7 +113,7 @@ class GalleryHome:
             job.id,
             attempt=1,
             result_folder=str(place),
-            result_files={"result": RESULT, "loss_plot": LOSS_PLOT, "record": RECORD, **sources, **(files or {})},
+            result_files={"result": "result.png", "loss_plot": LOSS_PLOT, "record": RECORD, **sources, **(files or {})},
             rows=48,
             columns=64,
         )

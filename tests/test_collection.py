@@ -249,7 +249,7 @@ def test_a_bad_row_fails_only_itself(folder: Path) -> None:
         "names no content; give its path in contents/.",
         "there is no ../wave.png in styles/; did you mean 'wave.png'?",
         "names the same pair as line 2; keep one of them.",
-        "rows = many: input should be a valid integer, unable to parse string as an integer (rows of the result; ",
+        "rows = many: input should be a valid integer, unable to parse string as an integer (rows of the result, ",
         "There is no preset 'no-such'. 'nst presets' lists them.",
         "priority = 'high': is not a whole number from -10 to 10; higher goes first.",
         "weights = vgg.h5: is a relative path; give the absolute path of a file, or imagenet or random.",

@@ -468,23 +468,40 @@ def test_a_result_that_was_taken_away_costs_only_its_report(dashboard: ModuleTyp
 
 LBFGS = {"learning_rate", "decay_rate", "decay_steps", "clip", "beta_1", "beta_2", "epsilon"}
 ONE_SCALE = {"scales", "scale_factor", "scale_iterations"}
+# What changes nothing unless it is asked for.
+NEUTRAL = {
+    *("style_scale", "style_size", "style_loss", "style_weights", "equal_layers", "balance", "normalize_gradients"),
+    *("feather", "init_noise", "average_decay", "min_improvement", "patience", "padding"),
+    *("preserve_color", "color_when", "color_space"),
+    *("format", "quality", "bits", "keep_metadata", "keep_location"),
+}
 
 
 @pytest.mark.parametrize(
     ("changes", "unused"),
     [
-        ({}, {*LBFGS, *ONE_SCALE, "long_edge", "seed"}),
-        ({"long_edge": 300, "init": "noise", "scales": 2}, {*LBFGS, "rows", "scale_iterations"}),
+        ({}, {*LBFGS, *ONE_SCALE, *NEUTRAL, "long_edge", "seed"}),
+        ({"long_edge": 300, "init": "noise", "scales": 2}, {*LBFGS, *NEUTRAL, "rows", "scale_iterations"}),
+        (
+            {"format": "jpeg", "init_noise": 0.5},
+            {*LBFGS, *ONE_SCALE, *NEUTRAL - {"format", "quality", "init_noise"}, "long_edge"},
+        ),
         (
             {"optimizer": "adam", "tv_weight": 0},
-            {*ONE_SCALE, "decay_rate", "decay_steps", "history", "long_edge", "seed", "tv_form"},
+            {*ONE_SCALE, *NEUTRAL, "decay_rate", "decay_steps", "history", "long_edge", "seed", "tv_form"},
         ),
         (
             {"optimizer": "sgd", "decay_rate": 0.9},
-            {*ONE_SCALE, "beta_1", "beta_2", "epsilon", "history", "long_edge", "seed"},
+            {*ONE_SCALE, *NEUTRAL, "beta_1", "beta_2", "epsilon", "history", "long_edge", "seed"},
         ),
     ],
-    ids=["lbfgs", "long edge, noise and scales", "adam without total variation", "sgd with decay"],
+    ids=[
+        "lbfgs",
+        "long edge, noise and scales",
+        "jpeg and a share of noise",
+        "adam without total variation",
+        "sgd with decay",
+    ],
 )
 def test_only_settings_that_had_a_say_are_shown(changes: dict[str, Any], unused: set[str]) -> None:
     config = TransferConfig().with_overrides(changes).model_dump()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,13 @@ SENTENCES = {
     "unknown table": ("\n[transfer]\nrows = 64", "FILE, line 2: transfer: there is no such setting."),
     "value": (
         "# small\n\nrows = 8",
-        "FILE, line 3: rows = 8: input should be greater than or equal to 16 (rows of the result; the columns follow "
-        "the content's shape).",
+        "FILE, line 3: rows = 8: input should be greater than or equal to 16 (rows of the result, the columns follow "
+        "the content's shape; content: its own size).",
     ),
     "first wrong setting, not first line": (
         "iterations = 0\nrows = 8",
-        "FILE, line 2: rows = 8: input should be greater than or equal to 16 (rows of the result; the columns follow "
-        "the content's shape).",
+        "FILE, line 2: rows = 8: input should be greater than or equal to 16 (rows of the result, the columns follow "
+        "the content's shape; content: its own size).",
     ),
     "two that exclude each other": (
         "rows = 64\nseed = 1\nlong_edge = 64\nkeep = 'best'",
@@ -144,8 +145,8 @@ SENTENCES = {
     ),
     "table for a number": (
         "rows.high = 3",
-        "FILE, line 1: rows = {'high': 3}: input should be a valid integer (rows of the result; the columns follow the "
-        "content's shape).",
+        "FILE, line 1: rows = {'high': 3}: input should be a valid integer (rows of the result, the columns follow the "
+        "content's shape; content: its own size).",
     ),
     "no such preset": (
         "rows = 64\npreset = 'defualt'",
@@ -295,3 +296,24 @@ def test_unreadable(path: Path, kind: str) -> None:
 def test_the_four_keys_are_no_settings_of_a_transfer() -> None:
     own: dict[str, Any] = {"preset": "default", "name": "a", "priority": 1, "force": True}
     assert not own.keys() & TransferConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "init"),
+    [
+        ("rows = 64", "picture"),
+        ('preset = "paper-fig4"', "picture"),
+        ('init = "grey"', "grey"),
+        (None, "picture"),
+    ],
+    ids=["no init", "the preset's init", "the file's init", "no file"],
+)
+def test_a_drop_with_an_initial_picture_begins_with_it_unless_the_file_says_otherwise(
+    path: Path, text: str | None, init: str
+) -> None:
+    if text is not None:
+        path.write_text(text)
+    given = path if text is not None else None
+    with_initial = read_drop_settings(given, preset="default", with_initial=True)
+    without = read_drop_settings(given, preset="default")
+    assert with_initial == replace(without, config=without.config.with_overrides({"init": init}))

@@ -255,7 +255,7 @@ def test_a_snapshot_beyond_the_result_is_not_kept(tmp_path: Path) -> None:
         frame(16 * index, (64, 48)).save(work / "snapshots" / f"{index:06d}.jpg")
     (result / "snapshots" / "000012.jpg").write_bytes(b"left by an attempt that was cut off")
     frame(200, (64, 48)).save(result / "result.png")
-    keep_snapshots(work, result, iteration=10)
+    keep_snapshots(work, result / "result.png", iteration=10)
     assert sorted(path.name for path in (result / "snapshots").iterdir()) == ["000000.jpg", "000005.jpg", "000010.jpg"]
     with Image.open(result / "timelapse.webp") as film:
         assert film.n_frames == 3  # type: ignore[attr-defined]
