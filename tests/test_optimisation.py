@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from flows import checkpoint, gpu
 from flows.errors import ClusterLostError, WorkerLostError
 from flows.optimisation import LocalOptimisation, RemoteOptimisation, Stretch, Work
+from flows.tasks import CLUSTER_PATIENCE_SECONDS
 from nst_engine import arrays
 from nst_engine.config import TransferConfig
 from nst_engine.errors import EngineError, NotFiniteError
@@ -42,7 +43,8 @@ class Cluster(ClusterProcesses):
 
     def optimise(self, job: Job, **options: Any) -> RemoteOptimisation:
         resume = options.pop("resume", None)
-        options = {"priority": 0.0, "patience_seconds": 30.0} | options
+        # As long as a job has: a worker that was killed takes its time to be there again on a busy machine.
+        options = {"priority": 0.0, "patience_seconds": CLUSTER_PATIENCE_SECONDS} | options
         return RemoteOptimisation(self.address, job.work(resume), **options)
 
     def worker_process(self) -> psutil.Process:
