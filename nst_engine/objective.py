@@ -16,7 +16,7 @@ from nst_engine.config import TransferConfig
 from nst_engine.evaluation import Evaluation, Losses
 from nst_engine.form import Form, LossWeights
 from nst_engine.gradients import beside, normalized
-from nst_engine.losses import content_loss, relative_content_loss, total_variation, weighted_sum
+from nst_engine.losses import content_loss, relative_content_loss, sum_of, total_variation, weighted_sum
 from nst_engine.masks import Guide
 from nst_engine.matching import Matching, NamedSums, range_of
 from nst_engine.recent import Recent
@@ -266,7 +266,7 @@ class TracedObjective:
             style_total = weights[1] * weighted_sum(style_parts, style_factors)
             zero = tf.zeros((), self._dtype)
             tv = weights[2] * total_variation(picture, form=form.tv_form) if form.tv_form else zero
-            total = content_total + style_total + tv
+            total = sum_of([content_total, style_total, tv])
         gradient = tape.gradient(total, picture)
         return tf.stack([total, content_total, style_total, tv, *content_parts, *style_parts]), gradient
 
