@@ -5,6 +5,7 @@ with the channels and not with their pairs. Importing this module imports Keras.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import keras
@@ -66,27 +67,48 @@ def convolve(pixels: Any, kernel: Any, *, backward: bool) -> Any:
     `kernel` is a transformed one, (36, in, out). `backward` gives the gradient for the input from that for the output
     instead: the convolution with the mirrored kernel, from `out` channels to `in`.
     """
-    rows, columns, channels = tf.shape(pixels)[1], tf.shape(pixels)[2], pixels.shape[3]
-    outputs = kernel.shape[1 if backward else 2]
-    down, across = -(-rows // _TILE), -(-columns // _TILE)
-    strip = tf.maximum(1, _STRIP_NUMBERS // (_WINDOW**2 * across * max(channels, outputs)))
+    _, channels, filters = kernel.shape
+    return _traced(channels, filters, backward)(pixels, kernel)
 
-    def in_strips() -> Any:
-        count = -(-down // strip)
-        found = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, None, outputs))
 
-        def add(number: Any, found: Any) -> tuple[Any, Any]:
-            first = number * strip
-            tiles = _rows_of_tiles(pixels[0], kernel, first, tf.minimum(strip, down - first), backward=backward)
-            return number + 1, found.write(number, tiles)
+@functools.cache
+def _traced(channels: int, filters: int, backward: bool) -> Any:
+    """The convolution between so many channels, for maps of every size and for all layers and traces with as many.
 
-        _, found = tf.while_loop(lambda number, _: number < count, add, (0, found), parallel_iterations=1)
-        return found.concat()
+    Written out anew into each trace it would take most of the time that one needs to begin.
+    """
+    inputs, outputs = (filters, channels) if backward else (channels, filters)
+    map_and_kernel = [tf.TensorSpec((1, None, None, inputs)), tf.TensorSpec((_WINDOW**2, channels, filters))]
 
-    def at_once() -> Any:
-        return _rows_of_tiles(pixels[0], kernel, 0, down, backward=backward)
+    def tiles(pixels: Any, kernel: Any, first: Any, down: Any) -> Any:
+        return _rows_of_tiles(pixels[0], kernel, first, down, backward=backward)
 
-    return tf.reshape(tf.cond(down <= strip, at_once, in_strips), [1, rows, columns, outputs])
+    @_once(*map_and_kernel)
+    def convolution(pixels: Any, kernel: Any) -> Any:
+        rows, columns = tf.shape(pixels)[1], tf.shape(pixels)[2]
+        down, across = -(-rows // _TILE), -(-columns // _TILE)
+        strip = tf.maximum(1, _STRIP_NUMBERS // (_WINDOW**2 * across * max(inputs, outputs)))
+
+        def in_strips() -> Any:
+            count = -(-down // strip)
+            found = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=(None, None, outputs))
+
+            def add(number: Any, found: Any) -> tuple[Any, Any]:
+                first = number * strip
+                return number + 1, found.write(number, tiles(pixels, kernel, first, tf.minimum(strip, down - first)))
+
+            _, found = tf.while_loop(lambda number, _: number < count, add, (0, found), parallel_iterations=1)
+            return found.concat()
+
+        whole = tf.cond(down <= strip, lambda: tiles(pixels, kernel, 0, down), in_strips)
+        return tf.reshape(whole, [1, rows, columns, outputs])
+
+    return convolution
+
+
+def _once(*signature: Any) -> Any:
+    """A decorator: traced once, and called as it is, not copied, by what is traced with it."""
+    return tf.function(input_signature=signature, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def _rows_of_tiles(pixels: Any, kernel: Any, first: Any, down: Any, *, backward: bool) -> Any:
@@ -103,19 +125,16 @@ def _rows_of_tiles(pixels: Any, kernel: Any, first: Any, down: Any, *, backward:
     blocks = tf.reshape(padded, [down + 1, _TILE, across + 1, _TILE, channels])
     # By phase, so that the same place of all windows lies together: the transforms are then plain matrix products.
     phases = tf.transpose(blocks, [1, 3, 0, 2, 4])
-    windows = tf.stack([_shifted(phases, i, j, down, across) for i in range(_WINDOW) for j in range(_WINDOW)])
+    # Row i and column j of every window. Python's slices would each put a dozen operations into the graph.
+    size = tf.stack([1, 1, down, across, channels])
+    places = [[i % _TILE, j % _TILE, i // _TILE, j // _TILE, 0] for i in range(_WINDOW) for j in range(_WINDOW)]
+    windows = tf.concat([tf.slice(phases, place, size) for place in places], 0)
     inputs = tf.matmul(_INPUTS[backward], tf.reshape(windows, [_WINDOW**2, -1]))
     products = tf.matmul(tf.reshape(inputs, [_WINDOW**2, -1, channels]), kernel, transpose_b=backward)
     outputs = tf.matmul(_OUTPUTS[backward], tf.reshape(products, [_WINDOW**2, -1]))
     tiles = tf.reshape(outputs, [_TILE, _TILE, down, across, kernel.shape[1 if backward else 2]])
     whole = tf.reshape(tf.transpose(tiles, [2, 0, 3, 1, 4]), [_TILE * down, _TILE * across, tiles.shape[4]])
     return whole[: rows - _TILE * first, :columns]
-
-
-def _shifted(phases: Any, i: int, j: int, down: Any, across: Any) -> Any:
-    """Row i and column j of every window."""
-    row, column = i // _TILE, j // _TILE
-    return phases[i % _TILE, j % _TILE, row : row + down, column : column + across]
 
 
 class WinogradConv2D(keras.layers.Layer):  # type: ignore[misc]
