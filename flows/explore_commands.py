@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from flows.options import Device, Force, Home, Json, Out, existing_store, overrides_of, print_json, settings_of
-
-if TYPE_CHECKING:
-    from storage.models import Job
+from flows.options import (
+    Changes,
+    Device,
+    Force,
+    Home,
+    Json,
+    Out,
+    Weights,
+    existing_store,
+    overrides_of,
+    print_json,
+    settings_of,
+)
 
 Picture = Annotated[Path, typer.Argument(help="The picture to look at.")]
-Weights = Annotated[str | None, typer.Option(help="imagenet, random or the path of a file.")]
 Sheet = Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE.png", help="The picture to draw.")]
-SettingsOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +42,7 @@ def features(
     rows: Annotated[int | None, typer.Option(help="Rows of the picture; 400 if not given.")] = None,
     channels: Annotated[int, typer.Option(min=1, max=512, help="How many channels, of the greatest mean first.")] = 64,
     weights: Weights = None,
-    settings: SettingsOption = None,
+    settings: Changes = None,
     out: Sheet = None,
     device: Device = None,
     home: Home = None,
@@ -118,7 +123,7 @@ def reconstruct(
     iterations: Annotated[int | None, typer.Option(help="Steps of the optimiser; 200 if not given.")] = None,
     weights: Weights = None,
     seed: Annotated[int | None, typer.Option(help="Of the noise that it starts from.")] = None,
-    settings: SettingsOption = None,
+    settings: Changes = None,
     device: Device = None,
     out: Out = None,
     force: Force = False,
@@ -137,37 +142,28 @@ def reconstruct(
     given = overrides_of(settings) | {key: value for key, value in options.items() if value is not None}
     size = {} if "long_edge" in given else {"rows": ROWS}
     fixed = {**size, "iterations": ITERATIONS, **given}
-    service = settings_of(home, device=device)
     if figure:
         from flows.sweep_command import run_and_print
 
-        run_and_print(service, figure_grid(picture, fixed), force=force, as_json=as_json)
+        run_and_print(settings_of(home, device=device), figure_grid(picture, fixed), force=force, as_json=as_json)
         return
 
-    from flows.inline import run_inline
-    from flows.report import job_document
+    from flows.run_commands import run_job
 
     layers = content or style or ""
     only = content_only(layers) if content is not None else style_only(layers)
-    try:
-        job = run_inline(
-            service,
-            content=picture,
-            styles=[picture],
-            out=out,
-            preset=PRESET,
-            overrides={**fixed, **only},
-            force=force,
-            name=f"{picture.stem}_{'content' if content is not None else 'style'}_{layers}",
-        )
-    except KeyboardInterrupt:
-        # Typer would say nothing.
-        sys.stderr.write("Interrupted.\n")
-        raise typer.Exit(130) from None
-    if as_json:
-        print_json(job_document(job))
-    else:
-        _print_result(job)
+    run_job(
+        picture,
+        [picture],
+        out=out,
+        preset=PRESET,
+        overrides={**fixed, **only},
+        device=device,
+        force=force,
+        home=home,
+        as_json=as_json,
+        name=f"{picture.stem}_{'content' if content is not None else 'style'}_{layers}",
+    )
 
 
 def compare(
@@ -209,12 +205,6 @@ def compare(
         stdout.print(f"\n{document['remark']}", markup=False)
     if out is not None:
         stdout.print(f"\n{out.absolute()}", markup=False)
-
-
-def _print_result(job: Job) -> None:
-    folder = Path(str(job.result_folder))
-    sys.stdout.write(f"Job {job.id} is done: {folder}\n")
-    sys.stdout.write("".join(f"  {folder / file}\n" for file in (job.result_files or {}).values()))
 
 
 def _mosaic_paths(picture: Path, layers: list[str], out: Path | None) -> list[Path]:

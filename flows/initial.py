@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Final, get_args
 
 from flows.errors import SettingsError
-from flows.options import store_of
+from flows.options import job_if_any
 from flows.settings import Settings
 from nst_engine.config import Init
-from storage.errors import JobNotFoundError
 from storage.models import JobState
 
 _PICTURE: Final = "picture"
@@ -28,11 +27,7 @@ def read_init(choice: str, settings: Settings) -> tuple[str, Path | None]:
 
 
 def _result_of(reference: str, settings: Settings) -> Path:
-    store = store_of(settings)
-    try:
-        job = store.find(reference) if store else None
-    except JobNotFoundError:
-        job = None
+    job = job_if_any(settings, reference)
     if job is None:
         raise SettingsError(
             f"--init {reference}: there is neither such a file nor such a job; give a picture, a job of 'nst jobs', or "

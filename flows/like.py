@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 
 from flows.errors import SettingsError
-from flows.options import store_of
+from flows.options import job_if_any
 from flows.report import RECORD
 from flows.result_file import embedded_settings
 from flows.settings import Settings
@@ -19,7 +19,6 @@ from nst_engine.config import RANDOM_WEIGHTS, TransferConfig
 from nst_engine.encode import read_settings
 from nst_engine.errors import ConfigError
 from nst_engine.weights import find, random_weights
-from storage.errors import JobNotFoundError
 from storage.models import Job, Role
 from storage.workspace import sha256_of
 
@@ -163,11 +162,7 @@ def recipe_of(reference: str, settings: Settings) -> Recipe:
         recorded = _checked(reference, read_settings(path))
         folder = path.absolute().parent
         return _recipe(reference, recorded, folder=folder, weights=_weights_beside(folder, recorded))
-    store = store_of(settings)
-    try:
-        job = store.find(reference) if store else None
-    except JobNotFoundError:
-        job = None
+    job = job_if_any(settings, reference)
     if job is None:
         raise SettingsError(
             f"--like {reference}: there is neither such a file nor such a job; give a picture that nst made, or a job "

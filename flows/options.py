@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from flows.settings import Settings
     from storage.jobs import JobStore
+    from storage.models import Job
 
 Home = Annotated[Path | None, typer.Option("--home", help="The folder of the service [default: NST_HOME, else ~/nst].")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -22,6 +23,13 @@ Out = Annotated[
     typer.Option("-o", "--out", help="The result folder, new or empty [default: one in the home's outbox]."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Compute again what has been done before.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
+]
+Iterations = Annotated[int | None, typer.Option(help="Steps of the optimiser.")]
+Weights = Annotated[str | None, typer.Option(help="imagenet, random or the path of a file.")]
+Precision = Annotated[str | None, typer.Option(help="auto, float32, tf32 or bfloat16.")]
+Seed = Annotated[int | None, typer.Option(help="Of the noise, with init=noise.")]
 JobReference = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, the beginning of it, or its name.")]
 
 
@@ -50,6 +58,17 @@ def existing_store(settings: Settings, job: str) -> JobStore:
     if store is None:
         raise JobNotFoundError(f"There is no job {job!r}: {settings.home} has no database yet.")
     return store
+
+
+def job_if_any(settings: Settings, job: str) -> Job | None:
+    """The job that is meant, where there is one: for what may name a file instead. Raises AmbiguousJobError."""
+    from storage.errors import JobNotFoundError
+
+    store = store_of(settings)
+    try:
+        return store.find(job) if store else None
+    except JobNotFoundError:
+        return None
 
 
 def overrides_of(settings: Sequence[str] | None) -> dict[str, Any]:

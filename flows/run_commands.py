@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.options import Device, Force, Home, Json, Out, overrides_of, print_json, settings_of
+from flows.options import (
+    Changes,
+    Device,
+    Force,
+    Home,
+    Iterations,
+    Json,
+    Out,
+    Precision,
+    Seed,
+    Weights,
+    overrides_of,
+    print_json,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from nst_engine.config import TransferConfig
@@ -39,15 +53,13 @@ def run(
             help="Work as that result was made; CONTENT and STYLE are those beside it unless they are given.",
         ),
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")
-    ] = None,
+    settings: Changes = None,
     rows: Annotated[int | None, typer.Option(help="Rows of the result.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Steps of the optimiser.")] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet, random or the path of a file.")] = None,
+    iterations: Iterations = None,
+    weights: Weights = None,
     device: Device = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32, tf32 or bfloat16.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the noise, with init=noise.")] = None,
+    precision: Precision = None,
+    seed: Seed = None,
     snapshot_every: Annotated[
         int | None, typer.Option(metavar="N", help="Keep the picture after every N iterations, and a timelapse.")
     ] = None,
@@ -97,7 +109,7 @@ def run(
     initial = pictures.initial
     if init is not None:
         overrides["init"], initial = read_init(init, settings_of(home))
-    _run_job(
+    run_job(
         pictures.content,
         pictures.styles,
         masks=masks or pictures.masks,
@@ -145,7 +157,7 @@ def demo(
         content, style = Path(folder) / "content.png", Path(folder) / "style.png"
         encode_png(samples.content_sample(), content)
         encode_png(samples.style_sample(), style)
-        _run_job(
+        run_job(
             content,
             [style],
             out=out,
@@ -159,7 +171,7 @@ def demo(
         )
 
 
-def _run_job(
+def run_job(
     content: Path,
     styles: Sequence[Path],
     *,
@@ -177,6 +189,7 @@ def _run_job(
     name: str | None = None,
     snapshot_every: int | None = None,
 ) -> None:
+    """Make one job, run it here and print its result or its record; see `inline.run_inline`."""
     from flows.inline import run_inline
     from flows.report import job_document
     from flows.terminal import out as stdout

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.options import Device, Force, Home, Json, print_json, settings_of
+from flows.options import Device, Force, Home, Iterations, Json, Precision, Seed, Weights, print_json, settings_of
 
 if TYPE_CHECKING:
     from flows.grid import Grid
@@ -27,10 +27,6 @@ Values = Annotated[
 ]
 Preset = Annotated[str, typer.Option(help="'nst presets' lists them.")]
 Rows = Annotated[int | None, typer.Option(help="Rows of the results.")]
-Iterations = Annotated[int | None, typer.Option(help="Steps of the optimiser.")]
-Weights = Annotated[str | None, typer.Option(help="imagenet, random or the path of a file.")]
-Precision = Annotated[str | None, typer.Option(help="auto, float32, tf32 or bfloat16.")]
-Seed = Annotated[int | None, typer.Option(help="Of the noise, with init=noise.")]
 Masks = Annotated[
     list[Path] | None, typer.Option("--mask", metavar="PATH", help="Where of the content a style goes, as in nst run.")
 ]

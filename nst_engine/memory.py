@@ -12,7 +12,7 @@ from typing import Final
 from nst_engine.config import TransferConfig
 from nst_engine.errors import MemoryNeededError
 from nst_engine.tiling import WHOLE_FROM, Segment, Tiling
-from nst_engine.vgg19 import CONVOLUTION_NAMES, deepest
+from nst_engine.vgg19 import CONVOLUTIONS, WINOGRAD_PAIRS, deepest
 
 SIDES: Final = (1024, 512, 256, 128)
 """Of tiles, in pixels: larger ones save little time, and smaller ones are mostly halo and save little memory."""
@@ -31,7 +31,9 @@ _LIVE_WINOGRAD_REST: Final = 2.1
 """The same of the rest, whose large maps are convolved strip by strip: 0.66 GB from block 4 on at 1080 x 1920."""
 _WINOGRAD_BYTES: Final = 200_000_000
 """By how much its kernels are larger, and what a strip is worked on in."""
-_PLAINLY_CONVOLVED: Final = tuple(name for name in CONVOLUTION_NAMES if name < "block3")
+_PLAINLY_CONVOLVED: Final = tuple(
+    layer.name for layer in CONVOLUTIONS if layer.input_channels * layer.channels < WINOGRAD_PAIRS
+)
 _PICTURE_BYTES: Final = 12
 _PICTURES: Final = 8
 """Pictures of 12 bytes a pixel that every transfer holds: the current, the best and the tried one with their gradients,

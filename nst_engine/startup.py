@@ -56,7 +56,7 @@ def _share_one_heap() -> None:
 def give_back_memory() -> None:
     """Give the system back what is free in the heap, where the C library can (glibc).
 
-    Of maps of up to 33 MB it keeps the room for the next ones, over a gigabyte after a large picture in tiles.
+    Of maps of up to 33 MB it keeps the room for the next ones.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

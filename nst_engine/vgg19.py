@@ -23,7 +23,7 @@ BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 Pooling = Literal["max", "average", "l2"]
 Padding = Literal["zeros", "replicate"]
 
-_WINOGRAD_PAIRS = 128 * 256
+WINOGRAD_PAIRS = 128 * 256
 """Of channels, from which on a CPU is quicker with Winograd's convolution (by processor time on two cores: 1.0 times as
 quick at 128 x 128, 1.4 times at 128 x 256, 2.1 times at 512 x 512)."""
 
@@ -138,7 +138,7 @@ class Network:
         # A trace may be what asks for the layer first; it must not be where the weights are made.
         with tf.init_scope():
             # In bfloat16 it would round too coarsely.
-            if self._on_cpu and self.dtype == "float32" and channels * filters >= _WINOGRAD_PAIRS:
+            if self._on_cpu and self.dtype == "float32" and channels * filters >= WINOGRAD_PAIRS:
                 convolution = WinogradConv2D(filters, name=name)
                 weights = [transform_kernel(kernel), bias]
             else:

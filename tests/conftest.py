@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nst_engine.config import TransferConfig
 from nst_engine.images import encode_png
 from nst_engine.samples import content_sample, style_sample
 from nst_engine.weights import Weights, random_weights
@@ -74,6 +75,25 @@ def engine() -> Engine:
     from nst_engine.engine import Engine
 
     return Engine("cpu")
+
+
+@pytest.fixture(scope="session")
+def quick(weights_choice: str) -> TransferConfig:
+    """Adam on few pixels and two blocks, for tests to which the network does not matter."""
+    return TransferConfig().with_overrides(
+        {
+            "rows": 32,
+            "content_layers": "block2_conv2",
+            "style_layers": "block1_conv1,block2_conv1",
+            "optimizer": "adam",
+            "learning_rate": 4.0,
+            # Random weights give gradients that would be small beside the usual 1e-7.
+            "epsilon": 1e-15,
+            "iterations": 6,
+            "precision": "float32",
+            "weights": weights_choice,
+        }
+    )
 
 
 @pytest.fixture(scope="session")

@@ -24,20 +24,8 @@ ITERATIONS = 8
 
 
 @pytest.fixture(scope="module")
-def quick(weights_choice: str) -> TransferConfig:
-    return TransferConfig().with_overrides(
-        {
-            "rows": 32,
-            "content_layers": "block2_conv2",
-            "style_layers": "block1_conv1,block2_conv1",
-            "optimizer": "adam",
-            "learning_rate": 4.0,
-            "epsilon": 1e-15,
-            "iterations": ITERATIONS,
-            "precision": "float32",
-            "weights": weights_choice,
-        }
-    )
+def quick(quick: TransferConfig) -> TransferConfig:
+    return quick.with_overrides({"iterations": ITERATIONS})
 
 
 @pytest.fixture(scope="module")

@@ -74,25 +74,6 @@ Path(sys.argv[2]).write_bytes(pickle.dumps(ends))
 
 
 @pytest.fixture(scope="module")
-def quick(weights_choice: str) -> TransferConfig:
-    """Adam on few pixels and two blocks, for tests to which the network does not matter."""
-    return TransferConfig().with_overrides(
-        {
-            "rows": 32,
-            "content_layers": "block2_conv2",
-            "style_layers": "block1_conv1,block2_conv1",
-            "optimizer": "adam",
-            "learning_rate": 4.0,
-            # Random weights give gradients that would be small beside the usual 1e-7.
-            "epsilon": 1e-15,
-            "iterations": 6,
-            "precision": "float32",
-            "weights": weights_choice,
-        }
-    )
-
-
-@pytest.fixture(scope="module")
 def pictures(quick: TransferConfig, content: NDArray[np.uint8], style: NDArray[np.uint8]) -> Pictures:
     """Working pictures of `quick`, rows x columns 32 x 42 and about as many pixels."""
     return fit_pictures(quick, content, [style])
