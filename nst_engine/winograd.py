@@ -78,16 +78,20 @@ def _traced(channels: int, filters: int, backward: bool) -> Any:
     Written out anew into each trace it would take most of the time that one needs to begin.
     """
     inputs, outputs = (filters, channels) if backward else (channels, filters)
-    map_and_kernel = [tf.TensorSpec((1, None, None, inputs)), tf.TensorSpec((_WINDOW**2, channels, filters))]
 
-    def tiles(pixels: Any, kernel: Any, first: Any, down: Any) -> Any:
-        return _rows_of_tiles(pixels[0], kernel, first, down, backward=backward)
-
-    @_once(*map_and_kernel)
+    @tf.function(  # type: ignore[untyped-decorator]
+        input_signature=[tf.TensorSpec((1, None, None, inputs)), tf.TensorSpec((_WINDOW**2, channels, filters))],
+        autograph=False,
+        # Called as it is; else TensorFlow copies it into each trace when that is optimised.
+        experimental_attributes={"_noinline": True},
+    )
     def convolution(pixels: Any, kernel: Any) -> Any:
         rows, columns = tf.shape(pixels)[1], tf.shape(pixels)[2]
         down, across = -(-rows // _TILE), -(-columns // _TILE)
         strip = tf.maximum(1, _STRIP_NUMBERS // (_WINDOW**2 * across * max(inputs, outputs)))
+
+        def tiles(first: Any, down: Any) -> Any:
+            return _rows_of_tiles(pixels[0], kernel, first, down, backward=backward)
 
         def in_strips() -> Any:
             count = -(-down // strip)
@@ -95,20 +99,15 @@ def _traced(channels: int, filters: int, backward: bool) -> Any:
 
             def add(number: Any, found: Any) -> tuple[Any, Any]:
                 first = number * strip
-                return number + 1, found.write(number, tiles(pixels, kernel, first, tf.minimum(strip, down - first)))
+                return number + 1, found.write(number, tiles(first, tf.minimum(strip, down - first)))
 
             _, found = tf.while_loop(lambda number, _: number < count, add, (0, found), parallel_iterations=1)
             return found.concat()
 
-        whole = tf.cond(down <= strip, lambda: tiles(pixels, kernel, 0, down), in_strips)
+        whole = tf.cond(down <= strip, lambda: tiles(0, down), in_strips)
         return tf.reshape(whole, [1, rows, columns, outputs])
 
     return convolution
-
-
-def _once(*signature: Any) -> Any:
-    """A decorator: traced once, and called as it is, not copied, by what is traced with it."""
-    return tf.function(input_signature=signature, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def _rows_of_tiles(pixels: Any, kernel: Any, first: Any, down: Any, *, backward: bool) -> Any:
