@@ -26,7 +26,15 @@ from storage.models import Job, JobState
 from storage.workspace import Workspace
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SMALL = 'rows = 48\niterations = 6\nweights = "random"\nprecision = "float32"\n'
+SMALL = """
+rows = 48
+iterations = 6
+weights = "random"
+precision = "float32"
+# Few layers: what a new process needs to trace the network with all is most of what such a job takes.
+content_layers = ["block2_conv2"]
+style_layers = ["block1_conv1", "block2_conv1"]
+"""
 ENDED = {JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.REJECTED}
 
 CONTENT: NDArray[np.uint8] = content_sample(64, 80)

@@ -27,6 +27,7 @@ from storage.models import JobState
 Nst = Callable[..., subprocess.CompletedProcess[str]]
 NST = Path(sys.executable).with_name("nst")
 SMALL = ["--rows", "32", "--iterations", "3", "--weights", "random", "--precision", "float32", "--device", "cpu"]
+SMALL += ["--set", "content_layers=block2_conv2", "--set", "style_layers=block1_conv1,block2_conv1"]
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
@@ -371,7 +372,7 @@ def test_show(at_finished: Nst) -> None:
         document["sources"][1]["original_path"],
         document["device"],
         document["result"]["folder"],
-        "block4_conv2:1",
+        "block2_conv2:1",
         "loss after 3 iterations",
         "└────",
     ):

@@ -38,10 +38,11 @@ FOLDER_BLOCK = re.findall(r"^```console\n(nst up\n.*?)^```", README, re.MULTILIN
 COLLECTION_BLOCK = re.findall(r"^```console\n(mkdir .*?)^```", README, re.MULTILINE | re.DOTALL)[0].splitlines()
 # They need a running service, or run until they are stopped.
 FOLDER_COMMANDS = {"up", "inbox", "status", "cancel", "retry", "worker", "sensor", "collections", "bulk", "schedule"}
-COMPUTING = {"run", "sweep", "reconstruct"}
 STAYING_SECONDS = 120
 # What a run costs at full size is known from the benchmarks; its command line is what is tested here.
 SMALL = ["--rows", "32", "--iterations", "2", "--weights", "random", "--device", "cpu"]
+FEW_LAYERS = ["--set", "content_layers=block2_conv2", "--set", "style_layers=block1_conv1,block2_conv1"]
+SMALLER = {"run": [*SMALL, *FEW_LAYERS], "sweep": [*SMALL, *FEW_LAYERS], "reconstruct": SMALL}
 
 
 def flags(command: str) -> set[str]:
@@ -90,8 +91,9 @@ def test_every_nst_command_of_the_readme_runs(user: dict[str, str], weight_file:
     for command in commands:
         if command.split()[1] in FOLDER_COMMANDS or command == "nst gallery":
             continue
-        small = f"{command} {shlex.join(SMALL)}" if command.split()[1] in COMPUTING else command
-        done = run(small, user, NST_VGG19_WEIGHTS=str(weight_file))
+        done = run(
+            f"{command} {shlex.join(SMALLER.get(command.split()[1], []))}", user, NST_VGG19_WEIGHTS=str(weight_file)
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert done.stdout
     outbox = Path(user["HOME"]) / "nst" / "outbox"

@@ -31,6 +31,8 @@ SETTINGS: dict[str, Any] = {
     "weights": "random",
     "precision": "float32",
     "optimizer": "adam",
+    "content_layers": "block2_conv2",
+    "style_layers": "block1_conv1,block2_conv1",
 }
 
 

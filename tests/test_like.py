@@ -29,6 +29,7 @@ from storage.models import Job, JobState, Source
 from storage.workspace import Workspace, sha256_of
 
 SMALL = ["--rows", "48", "--iterations", "4", "--weights", "random", "--device", "cpu", "--precision", "float32"]
+SMALL += ["--set", "content_layers=block2_conv2", "--set", "style_layers=block1_conv1,block2_conv1"]
 Nst = Callable[..., Job]
 
 

@@ -100,7 +100,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def job(content: NDArray[np.uint8], style: NDArray[np.uint8]) -> Job:
-    settings = {"rows": 48, "weights": "random", "precision": "float32", "iterations": 40}
+    settings = {
+        "rows": 48,
+        "weights": "random",
+        "precision": "float32",
+        "iterations": 40,
+        "content_layers": "block2_conv2",
+        "style_layers": "block1_conv1,block2_conv1",
+    }
     config = find_preset("default").config.with_overrides(settings)
     return Job(config, fit_pictures(config, content, [style]))
 

@@ -28,7 +28,14 @@ from storage.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
-SMALL = {"rows": "48", "iterations": "6", "weights": "random", "precision": "float32"}
+SMALL = {
+    "rows": "48",
+    "iterations": "6",
+    "weights": "random",
+    "precision": "float32",
+    "content_layers": "block2_conv2",
+    "style_layers": "block1_conv1,block2_conv1",
+}
 
 
 def run(
