@@ -178,13 +178,12 @@ class Engine:
                     mask.shape,
                     sampled=form.sampled,
                     mask=mask,
-                    feather=config.feather,
                     name=f"style {place + 1}",
                 )
 
             def style_targets(place: int, style: np.ndarray) -> StyleTargets:
                 mask = pictures.style_masks[place] if pictures.style_masks else None
-                masked = "" if mask is None else f"{digest_of(mask)}, feather {config.feather}"
+                masked = "" if mask is None else digest_of(mask)
                 key = (form.style, loaded.sha256, digest_of(style), masked, tiling, acceleration)
                 return self._styles.get(
                     key,

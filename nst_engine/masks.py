@@ -42,7 +42,6 @@ class Guide:
         *,
         sampled: bool,
         mask: np.ndarray | None = None,
-        feather: float = 0.0,
         name: str = "the picture",
     ) -> Guide:
         """The guide of a picture of that size under a uint8 mask (rows, columns), 255 inside, or without any.
@@ -60,7 +59,8 @@ class Guide:
                 weights={},
                 places={layer: _places(np.prod(shape)) for layer, shape in shapes.items()} if sampled else {},
             )
-        weights = _halved(feathered(mask, feather), max(_STRIDES[layer] for layer in names))
+        inside = np.asarray(mask, np.float32) / np.float32(255)
+        weights = _halved(inside, max(_STRIDES[layer] for layer in names))
         totals = {stride: float(part.sum(dtype=np.float64)) for stride, part in weights.items()}
         for layer in names:
             if totals[_STRIDES[layer]] <= 0:
@@ -97,12 +97,10 @@ class Guide:
 
 
 def feathered(mask: np.ndarray, feather: float) -> np.ndarray:
-    """A uint8 mask as float32 from 0 to 1, its edges blurred by a Gaussian with a deviation of feather / 2 pixels."""
-    if feather:
-        # Its values stay whole levels of 255, as they were given.
-        mask = np.asarray(Image.fromarray(np.ascontiguousarray(mask)).filter(ImageFilter.GaussianBlur(feather / 2)))
-    weights: np.ndarray = np.asarray(mask, np.float32) / np.float32(255)
-    return weights
+    """A uint8 mask with its edges blurred by a Gaussian with a deviation of feather / 2 pixels; itself without any."""
+    if not feather:
+        return mask
+    return np.asarray(Image.fromarray(np.ascontiguousarray(mask)).filter(ImageFilter.GaussianBlur(feather / 2)))
 
 
 def _halved(weights: np.ndarray, last: int) -> dict[int, np.ndarray]:

@@ -38,6 +38,8 @@ _PICTURE_BYTES: Final = 12
 _PICTURES: Final = 8
 """Pictures of 12 bytes a pixel that every transfer holds: the current, the best and the tried one with their gradients,
 and those it was given, which are smaller."""
+_AVERAGES: Final = 2
+"""Pictures more where a running average is kept: that one, and the next while it is made."""
 _GIVEN_BYTES: Final = 3
 """A pixel of the pictures that a transfer was given."""
 _COPIES: Final = {"gram": 0.0, "histogram": 4.5}
@@ -180,7 +182,8 @@ def _plans(
     pixels = max(areas)
     number = 2 if precision == "bfloat16" else 4
     winograd = precision == "float32" and not on_gpu
-    held = rows * columns * _PICTURE_BYTES * (_PICTURES + _optimizer_pictures(config))
+    averages = _AVERAGES if config.keep == "average" else 0
+    held = rows * columns * _PICTURE_BYTES * (_PICTURES + _optimizer_pictures(config) + averages)
     given = sum(areas) * _GIVEN_BYTES
     masked = rows * columns * _MASK_BYTES * masks
     copies = _copies(config, styles=len(sizes) - 1, masks=masks)

@@ -16,6 +16,7 @@ from nst_engine.color import grey, matched_style, works_in_grey
 from nst_engine.config import MAX_SIDE, TransferConfig
 from nst_engine.errors import ConfigError, ImageError
 from nst_engine.images import MAX_PIXELS, MEAN_BGR, MIN_SIDE, display_range, preprocess, resize, target_size
+from nst_engine.masks import feathered
 from nst_engine.scales import scaled_size
 
 _SHAPE_TOLERANCE: Final = 0.02
@@ -160,6 +161,7 @@ def fit_pictures(
 ) -> Pictures:
     """Resize decoded pictures, uint8 RGB, and masks, uint8 (rows, columns), to the sizes at which the config works.
 
+    Masks are feathered there, so that coarser scales have the same edges.
     With one mask fewer than styles, but at least one, the last style takes what no other mask covers; styles without a
     style mask count as a whole. Raises ImageError when a picture is too narrow for the network at that size or at a
     coarser scale, or too large, or a mask does not belong to its picture, and ConfigError when the config starts from a
@@ -187,7 +189,7 @@ def fit_pictures(
         style_masks=tuple(
             None if mask is None else _fit_mask(mask, own) for mask, own in zip(of_styles, sizes, strict=False)
         ),
-    )
+    ).each(picture=lambda picture: picture, mask=lambda mask: feathered(mask, config.feather))
     return _in_wanted_colors(config, fitted)
 
 

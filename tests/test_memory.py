@@ -211,6 +211,7 @@ def test_on_a_gpu_the_disk_is_for_what_the_machine_has_no_room_for() -> None:
         pytest.param({}, {"optimizer": "lbfgs"}, id="optimiser"),
         pytest.param({"optimizer": "lbfgs", "history": 5}, {"optimizer": "lbfgs"}, id="history"),
         pytest.param({"content_layers": "block1_conv1", "style_layers": "block1_conv1"}, {}, id="layers"),
+        pytest.param({}, {"keep": "average"}, id="an average"),
     ],
 )
 def test_what_needs_less(less: dict[str, Any], more: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from nst_engine.arrays import on_disk
 from nst_engine.config import TransferConfig
 from nst_engine.errors import ImageError
 from nst_engine.images import deprocess, display_range, resize
+from nst_engine.masks import feathered
 from nst_engine.pictures import (
     Pictures,
     at_scale,
@@ -208,6 +209,20 @@ def test_masks_take_the_size_of_what_they_belong_to() -> None:
     np.testing.assert_array_equal(coarse.style_masks[1], np.repeat([[255] * 8 + [64] + [0] * 7], 16, axis=0))
     fine = at_scale(asked, fitted, 2)
     assert [mask is same for mask, same in zip(fine.masks, fitted.masks, strict=True)] == [True, True]
+
+
+def test_masks_are_feathered_at_the_size_of_the_result() -> None:
+    asked = config(rows=64, style_fit="edge", feather=8.0, scales=2, scale_factor=4.0)
+    mask, of_style = halves(64, 96, inside=48), halves(64, 64, inside=32)
+    fitted = fit_pictures(asked, blank(64, 96), [blank(64, 64)] * 2, masks=[mask], style_masks=[None, of_style])
+    soft, soft_of_style = feathered(mask, 8.0), feathered(of_style, 8.0)
+    assert 0 < soft[0, 50] < soft[0, 45] < 255
+    np.testing.assert_array_equal(fitted.masks, [soft, feathered(255 - mask, 8.0)])
+    assert fitted.style_masks[0] is None
+    np.testing.assert_array_equal(fitted.style_masks[1], soft_of_style)
+    coarse = at_scale(asked, fitted, 1).masks[0]
+    expected = soft.reshape(16, 4, 24, 4).mean((1, 3))
+    np.testing.assert_allclose(coarse, expected, atol=0.51)
 
 
 def test_the_last_style_takes_what_no_mask_covers() -> None:
