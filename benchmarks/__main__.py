@@ -49,6 +49,7 @@ BENCHMARKS = {
         "what a collection saves by the style's targets being kept", ("--rows=32", "--contents=1", "--iterations=1")
     ),
     "time_to_quality": Benchmark("how soon a picture is as good as another optimiser's", ("--quick",)),
+    "presets": Benchmark("what every preset makes of one pair", ("--only=paper-fig5", "--rows=32", "--iterations=1")),
     "long_life": Benchmark("the memory of a process that serves many jobs", ("--jobs=10", "--sizes=2", "--rows=80")),
     "startup": Benchmark("how long the command takes to answer", ("--repeats=1",)),
     "throughput": Benchmark(

@@ -1,5 +1,6 @@
 """The built-in presets: named TransferConfigs, each with its source. A preset gives the source's numbers in
-its own normalisation and, where the source leaves something open, says what was chosen."""
+its own normalisation and, where the source leaves something open, says what was chosen. Those of other engines are in
+`engine_presets`."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nst_engine.config import TransferConfig, did_you_mean
+from nst_engine.engine_presets import ENGINE_PRESETS
 from nst_engine.errors import ConfigError
 
 FIVE_STYLE_LAYERS = tuple(f"block{block}_conv1" for block in range(1, 6))
@@ -149,6 +151,7 @@ PRESETS: Mapping[str, Preset] = {
                 "precision": "float32",
             },
         ),
+        *(_preset(name, source, settings) for name, source, settings in ENGINE_PRESETS),
     )
 }
 

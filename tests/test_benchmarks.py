@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import sizes
+from benchmarks import presets, sizes
 from benchmarks.timing import spread
+from nst_engine.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["iteration", "sizes"]
+NAMES = ["iteration", "sizes", "presets"]
 TIMED = {"median": float, "seconds": [float], "peak_bytes": int}
 
 
@@ -123,6 +126,57 @@ def test_the_sizes_have_a_row_a_size_and_precision(results: Path) -> None:
     assert all(re.fullmatch(r"\d+\.\d\d+ \(\d+\.\d\d+ to \d+\.\d\d+\)", line[5]) for line in cells)
     # The Keras example is given the smaller size only.
     assert [all(line[7:]) for line in cells] == [line[0] == "32 x 42" for line in cells]
+
+
+def test_the_presets_have_a_row_each(results: Path) -> None:
+    found = json.loads((results / "presets.json").read_text())
+    parts = {"total": float, "content": float, "style": float, "tv": float}
+    run = {"preset": str, "optimizer": str, "precision": str, "seconds": float, "first": parts, "last": parts}
+    numbers = dict.fromkeys(("iterations_of_preset", "scales", "columns", "iterations"), int)
+    assert shape(found) == {
+        "device": str,
+        "cores": int,
+        "load": [float],
+        "versions": {"Python": str, "TensorFlow": str},
+        "rows": int,
+        "most_iterations": int,
+        "weights": str,
+        "runs": [run | numbers],
+    }
+    (only,) = found["runs"]
+    assert only["last"]["total"] < only["first"]["total"]
+    head, *rows = rows_of((results / "presets.md").read_text())
+    assert len(head) == 8
+    assert [row[:3] for row in rows] == [["`paper-fig5`", "SGD", "1 (40)"]]
+
+
+@pytest.mark.parametrize(
+    ("preset", "most", "iterations"),
+    [
+        pytest.param("keras-2016", 200, (200, None), id="fewer"),
+        pytest.param("default", 200, (60, None), id="its own"),
+        pytest.param("crowson", 200, (200, 40), id="five scales"),
+        pytest.param("crowson", 3, (5, 1), id="one a scale at least"),
+    ],
+)
+def test_a_preset_has_at_most_so_many_iterations(preset: str, most: int, iterations: tuple[int, int | None]) -> None:
+    own = PRESETS[preset].config
+    config = presets.shortened(own, rows=64, iterations=most, weights="random")
+    changed = {"rows": 64, "long_edge": None, "weights": "random"}
+    assert (config.iterations, config.scale_iterations) == iterations
+    assert config.model_dump() == own.model_dump() | changed | dict(
+        zip(("iterations", "scale_iterations"), iterations, strict=True)
+    )
+
+
+def test_the_sheet_has_the_pair_and_every_result(tmp_path: Path) -> None:
+    red, blue = (np.full((30, 40, 3), color, np.uint8) for color in ((220, 20, 20), (20, 20, 220)))
+    names = ("default", "paper-fig4", "paper-fig5", "crowson")
+    path = tmp_path / "sheet.png"
+    runs = [{"preset": name, "iterations": 3, "seconds": 1.5} for name in names]
+    presets.draw(path, {"content": red, "style": red, **dict.fromkeys(names, blue)}, runs, title="One pair")
+    pixels = np.asarray(Image.open(path)).reshape(-1, 3)
+    assert [int((pixels == color).all(1).sum()) for color in (red[0, 0], blue[0, 0])] == [2 * 1200, 4 * 1200]
 
 
 def ending(how: str) -> list[str]:
