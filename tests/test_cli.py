@@ -409,7 +409,7 @@ def test_a_job_that_is_not_there(nst: Nst, at_finished: Nst) -> None:
 def test_presets(nst: Nst) -> None:
     presets = json.loads(nst("presets", "--json").stdout)
     listed = nst("presets").stdout
-    assert len(presets) == 12
+    assert len(presets) == 23
     for preset in presets:
         assert preset["name"] in listed
         assert preset["source"]
