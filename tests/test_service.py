@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,7 @@ def test_all_three_kinds_of_drop_end_as_result_folders(service: Service, engine:
     for job in jobs:
         losses = service.store.losses(job.id)
         assert [point.iteration for point in losses] == list(range(7))
-    config = find_preset("default").config.with_overrides(
-        {"rows": 48, "iterations": 6, "weights": "random", "precision": "float32"}
-    )
+    config = find_preset("default").config.with_overrides(tomllib.loads(SMALL))
     state, _ = start(engine, config, fit_pictures(config, content_of(0), [STYLE]))
     state, _ = advance(engine, state, Budget())
     assert np.array_equal(decode(outbox / "sunset" / "result.png"), state.result())
