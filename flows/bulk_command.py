@@ -132,12 +132,14 @@ def _show(
 ) -> None:
     from flows.collection import read_collection
     from flows.collection_commands import next_night
+    from flows.decoding import GuardedDecoder
     from flows.night import look
     from flows.terminal import out, print_mapping, table
     from storage.workspace import Workspace
 
     collection = read_collection(Workspace(settings.home).collections / name, preset=settings.preset)
-    plan = look(collection, nights.standings(name) if nights else {}, max_pixels=settings.max_pixels)
+    with GuardedDecoder(max_pixels=settings.max_pixels) as decoder:
+        plan = look(collection, nights.standings(name) if nights else {}, check=decoder.check)
     would_run = [pair.name for pair in (*plan.again.values(), *(pair for pair, _ in plan.new))]
     document: dict[str, Any] = {
         "name": name,

@@ -12,13 +12,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from flows.checked_picture import CheckedPicture
 from flows.drop_settings import DropSettings
 from flows.errors import PictureGoneError
 from flows.fingerprint import fingerprint
 from flows.inbox import Drop, is_litter
 from flows.report import RESULTS
 from flows.roles import in_order
-from flows.sources import CheckedPicture, sources_of
+from flows.sources import sources_of
 from nst_engine.config import TransferConfig
 from nst_engine.images import require_file
 from storage.errors import WorkspaceError

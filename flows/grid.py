@@ -14,12 +14,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from flows.checked_picture import CheckedPicture
 from flows.fingerprint import fingerprint
 from flows.grid_report import GridReport, Outcome, Variant, record_path, result_path
 from flows.inline import require_weights, run_inline, with_absolute_weights
 from flows.roles import in_order
 from flows.settings import Settings
-from flows.sources import CheckedPicture, sources_of
+from flows.sources import sources_of
 from flows.terminal import err
 from nst_engine.config import TransferConfig
 from nst_engine.errors import ConfigError, ImageError, MemoryNeededError, NotFiniteError, OutOfMemoryError

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from flows.checked_picture import CheckedPicture
 from flows.claim import claim_drop, finish_claims, reject_drop
 from flows.drop_settings import read_drop_settings
 from flows.inbox import Drop, Entry, Waiting, assess
 from flows.listing import Settling, scan
 from flows.settings import Settings
-from flows.sources import CheckedPicture
 from nst_engine.errors import ConfigError, ImageError, WeightsError
 from storage.errors import WorkspaceError
 from storage.jobs import JobStore
@@ -47,7 +47,7 @@ class _Outcome:
 
 
 class Intake:
-    """Takes drops out of one inbox. `clock` counts seconds, as time.monotonic."""
+    """Takes drops out of one inbox. `check` is CheckedPicture.of or does as it does; `clock` counts seconds."""
 
     def __init__(
         self,
@@ -55,12 +55,14 @@ class Intake:
         workspace: Workspace,
         settings: Settings,
         *,
+        check: Callable[[Path], CheckedPicture],
         clock: Callable[[], float],
         on_job: Callable[[Job], None],
     ) -> None:
         self._store = store
         self._workspace = workspace
         self._settings = settings
+        self._check_picture = check
         self._clock = clock
         self._on_job = on_job
         self._settling = Settling()
@@ -148,9 +150,7 @@ class Intake:
         if key not in self._checked:
             while len(self._checked) >= _STYLES_REMEMBERED:
                 del self._checked[next(iter(self._checked))]
-            self._checked[key] = CheckedPicture.of(
-                self._workspace.inbox / entry.path, max_pixels=self._settings.max_pixels
-            )
+            self._checked[key] = self._check_picture(self._workspace.inbox / entry.path)
         return self._checked[key]
 
     def _wait_or_reject(self, waiting: Waiting, entry: Entry, outcome: _Outcome) -> None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from flows.checked_picture import CheckedPicture
 from flows.collection import SETTINGS, Collection, Pair, Problem, shown
 from flows.fingerprint import fingerprint_of
 from flows.roles import in_order
-from flows.sources import CheckedPicture, sources_of
+from flows.sources import sources_of
 from nst_engine.errors import ImageError, WeightsError
 from storage.errors import WorkspaceError
 from storage.jobs import JobStore, NewJob
@@ -51,14 +52,18 @@ class Plan:
 
 
 def look(
-    collection: Collection, standings: Mapping[str, Standing], *, max_pixels: int, night_id: str | None = None
+    collection: Collection,
+    standings: Mapping[str, Standing],
+    *,
+    check: Callable[[Path], CheckedPicture],
+    night_id: str | None = None,
 ) -> Plan:
     """Compare a collection with how its pairs stand; what this night itself has completed was not done before.
 
-    Each file is read once for its SHA-256, and once more, whole, when a job is to be made of it. What cannot be
-    used is a problem, not an error.
+    Each file is read once for its SHA-256, and once more, whole, by `check` (CheckedPicture.of or what does as it
+    does), when a job is to be made of it. What cannot be used is a problem, not an error.
     """
-    reading = _Reading(collection.folder, max_pixels)
+    reading = _Reading(collection.folder, check)
     asked: list[tuple[Pair, str | None]] = []
     seen: set[str] = set()
     again: dict[str, Pair] = {}
@@ -142,12 +147,10 @@ def _goes_on(standing: Standing, pair: Pair) -> bool:
 class _Reading:
     """Reads each file once, remembers what was wrong with it, and counts the pairs that this costs."""
 
-    def __init__(self, folder: Path, max_pixels: int) -> None:
+    def __init__(self, folder: Path, check: Callable[[Path], CheckedPicture]) -> None:
         self._folder = folder
         self._sha256 = functools.cache(functools.partial(_tried, _digest))
-        self._checked = functools.cache(
-            functools.partial(_tried, functools.partial(CheckedPicture.of, max_pixels=max_pixels))
-        )
+        self._checked = functools.cache(functools.partial(_tried, check))
         self._problems: Counter[tuple[str, str]] = Counter()
 
     def problems(self) -> tuple[Problem, ...]:

@@ -23,6 +23,7 @@ from prefect.states import Cancelled, Completed, Failed
 from flows.attempt import cancelled_in_prefect, night_run
 from flows.bulk import bulk
 from flows.collection import collection_names, misnamed_collections, read_collection
+from flows.decoding import GuardedDecoder
 from flows.errors import CollectionError, OrchestrationError
 from flows.leases import keeping
 from flows.night import carry_out, look, sentence_on
@@ -122,7 +123,8 @@ class _Run:
         except CollectionError as error:
             return self._ended(night, self.store.finish(night.id, error=str(error)))
         standings = self.store.standings(night.collection)
-        plan = look(collection, standings, max_pixels=self.settings.max_pixels, night_id=night.id)
+        with GuardedDecoder(max_pixels=self.settings.max_pixels) as decoder:
+            plan = look(collection, standings, check=decoder.check, night_id=night.id)
         self.store.note_plan(
             night.id,
             pairs=plan.pairs,

@@ -17,6 +17,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from flows.dashboard import publish_inbox
+from flows.decoding import GuardedDecoder
 from flows.dispatch import Dispatcher
 from flows.errors import CollectionError, InboxMissingError, OrchestrationError, ServiceError
 from flows.intake import Intake, Look
@@ -142,14 +143,24 @@ class Sensor:
         self._workspace.create()
         with open_database(self._workspace.database_path) as database:
             store = JobStore(database)
-            intake = Intake(store, self._workspace, self._settings, clock=time.monotonic, on_job=self._tell_new)
+            decoder = GuardedDecoder(max_pixels=self._settings.max_pixels)
+            intake = Intake(
+                store,
+                self._workspace,
+                self._settings,
+                check=decoder.check,
+                clock=time.monotonic,
+                on_job=self._tell_new,
+            )
             watcher = Watcher(self._workspace.inbox, self._wake, mode=self._settings.watcher)
             retention = Retention(RetentionStore(database), self._workspace, self._settings)
             with self._dispatching(store, NightStore(database), retention):
                 try:
                     while not self._stop.is_set():
                         watcher.check()
-                        self._wait(self._look(intake), polls=watcher.polls)
+                        with decoder:
+                            look = self._look(intake)
+                        self._wait(look, polls=watcher.polls)
                 finally:
                     watcher.close()
         if self._dispatcher_died:
@@ -164,7 +175,7 @@ class Sensor:
         self._wake.clear()
         try:
             look = intake.look()
-        except (InboxMissingError, StorageError) as error:
+        except (InboxMissingError, ServiceError, StorageError) as error:
             logger.warning("%s", error)
             return None
         if look.claimed or look.rejected:

@@ -1,40 +1,21 @@
-"""The pictures of a job, checked one by one and together, and what is written down of each: its role, its place and its
-name in the job's folder."""
+"""The pictures of a job, checked together, and what is written down of each: its role, its place and its name in the
+job's folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from flows.checked_picture import CheckedPicture
 from nst_engine.config import TransferConfig, check_styles
 from nst_engine.encode import require_format
 from nst_engine.errors import ConfigError, ImageError
-from nst_engine.images import decode
 from nst_engine.pictures import check_masks, content_size, style_size
 from storage.jobs import NewSource
 from storage.models import Role
-from storage.workspace import safe_name, sha256_of
-
-
-@dataclass(frozen=True)
-class CheckedPicture:
-    """A picture file that decodes whole: its size in pixels and bytes, and its SHA-256."""
-
-    rows: int
-    columns: int
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path, *, max_pixels: int) -> CheckedPicture:
-        """Decode the file; ImageError when it is no whole picture, WorkspaceError when it cannot be read."""
-        # Before it is decoded: what is written in between is then known by another digest.
-        size, sha256 = path.stat().st_size, sha256_of(path)
-        rows, columns = decode(path, max_pixels=max_pixels).shape[:2]
-        return cls(rows, columns, size, sha256)
+from storage.workspace import safe_name
 
 
 def sources_of(pictures: Sequence[tuple[Role, Path, CheckedPicture]], config: TransferConfig) -> list[NewSource]:

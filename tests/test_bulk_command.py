@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.checked_picture import CheckedPicture
 from nst_engine.images import encode_png
 from storage.database import open_database
 from storage.jobs import JobStore, utc_now
@@ -111,7 +113,7 @@ def test_a_running_night_is_shown_and_cancelled(home: Path, stores: tuple[JobSto
     lease = utc_now() + timedelta(minutes=1)
     night, _ = nights.start("lakes", host="atelier", pid=7, flow_run_id="run-1", lease_until=lease)
     collection = read_collection(home / "collections" / "lakes", preset="default")
-    plan = look(collection, {}, max_pixels=1_000_000, night_id=night.id)
+    plan = look(collection, {}, check=functools.partial(CheckedPicture.of, max_pixels=1_000_000), night_id=night.id)
     nights.note_plan(night.id, pairs=plan.pairs, done_before=0, problems=[])
     carry_out(plan, jobs, nights, night_id=night.id, flow_run_id="run-1")
     shown = json.loads(nst_bulk(home, "lakes", "--json").stdout)["night"]

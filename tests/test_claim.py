@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flows.checked_picture import CheckedPicture
 from flows.claim import claim
 from flows.report import result_files
 from flows.roles import role_label
-from flows.sources import CheckedPicture
 from nst_engine.config import TransferConfig
 from nst_engine.errors import ConfigError, ImageError
 from nst_engine.images import MAX_PIXELS, encode_png

@@ -3,6 +3,7 @@ between any two steps, or a disk that refuses, loses nothing and makes nothing t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 import storage.workspace
+from flows.checked_picture import CheckedPicture
 from flows.errors import InboxMissingError
 from flows.inbox import Waiting
 from flows.intake import Intake, Look
@@ -62,7 +64,12 @@ class Place:
         self.store = make_store(self._database)
         self.heard: list[Job] = []
         self.intake = Intake(
-            self.store, self.workspace, self.settings, clock=lambda: self.now, on_job=self.heard.append
+            self.store,
+            self.workspace,
+            self.settings,
+            check=functools.partial(CheckedPicture.of, max_pixels=self.settings.max_pixels),
+            clock=lambda: self.now,
+            on_job=self.heard.append,
         )
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flows.checked_picture import CheckedPicture
 from flows.claim import bring_pictures
 from flows.collection import Problem, read_collection
 from flows.contact_sheet import Cell
@@ -22,6 +24,8 @@ from storage.models import Job, JobState, Night, NightState
 from storage.nights import NightStore
 from storage.workspace import Workspace
 from tests.service_process import SMALL, STYLE, content_of
+
+CHECK = functools.partial(CheckedPicture.of, max_pixels=1_000_000)
 
 
 class Scene:
@@ -52,7 +56,7 @@ class Scene:
     def look(self) -> Plan:
         collection = read_collection(self.folder, preset="default")
         standings = self.nights.standings("lakes")
-        return look(collection, standings, max_pixels=1_000_000, night_id=self.night.id)
+        return look(collection, standings, check=CHECK, night_id=self.night.id)
 
     def carry_out(self) -> list[Job]:
         carry_out(self.look(), self.jobs, self.nights, night_id=self.night.id, flow_run_id="run-1")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.claim import CheckedPicture, claim, claim_drop
+from flows.checked_picture import CheckedPicture
+from flows.claim import claim, claim_drop
 from flows.drop_settings import read_drop_settings
 from flows.inbox import assess
 from flows.listing import scan
