@@ -24,9 +24,12 @@ def main(*, seconds: float, memory: int, max_pixels: int) -> None:
     # What a library prints must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    own = int(re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
-    for limit, most in ((resource.RLIMIT_AS, own + memory), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(limit, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    status = Path("/proc/self/status")
+    # Where nobody tells what the program itself takes, as on macOS, there is no limit on top of it.
+    if status.exists():
+        most = int(re.findall(r"VmSize:\s+(\d+) kB", status.read_text())[0]) * 1024 + memory
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for line in sys.stdin:
         # Whoever decodes does not look at a flag; the signal ends the process.
         signal.setitimer(signal.ITIMER_REAL, seconds)

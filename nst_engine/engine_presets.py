@@ -6,13 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-_CHANNELS: Final = {
-    "block1_conv1": 64,
-    "block2_conv1": 128,
-    "block3_conv1": 256,
-    "block4_conv1": 512,
-    "block5_conv1": 512,
-}
+from nst_engine.vgg19 import CONVOLUTIONS
+
+_CHANNELS: Final = {layer.name: layer.channels for layer in CONVOLUTIONS if layer.name.endswith("_conv1")}
 """Of the five usual style layers."""
 _GATYS_LAYERS: Final[Mapping[str, Any]] = {"content_layers": ["block4_conv2"], "style_layers": tuple(_CHANNELS)}
 _ALL_ELEMENTS: Final = {layer: 1 / channels**2 for layer, channels in _CHANNELS.items()}
