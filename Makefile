@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test lint bench lock
+.PHONY: venv demo test lint bench soak lock audit
 
 venv: .venv/installed
 
@@ -19,7 +19,7 @@ demo: venv
 	$(BIN)/nst demo
 
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: venv
 	$(BIN)/ruff check .
@@ -30,6 +30,14 @@ lint: venv
 bench: venv
 	$(BIN)/python -m benchmarks
 
+# Half an hour of random faults under load.
+soak: venv
+	$(BIN)/python -m benchmarks.soak --minutes 30
+
 # Needs uv on the path; run it after a change of the dependencies in pyproject.toml.
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra dev pyproject.toml -o requirements.lock
+
+# Needs uv on the path and a way to api.osv.dev: has a package of the lock file a known weakness?
+audit:
+	uvx pip-audit --vulnerability-service osv --disable-pip --require-hashes -r requirements.lock

@@ -75,7 +75,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(_run_jobs(options.jobs, options.at_once)))
         return
-    with tempfile.TemporaryDirectory() as home, _server(Path(home)) as url:
+    with tempfile.TemporaryDirectory() as home, server(Path(home)) as url:
         burst = run_burst(url, jobs=options.jobs, at_once=options.at_once)
     print(_table(burst, options.jobs, options.at_once))
     if options.json:
@@ -100,7 +100,7 @@ def run_burst(url: str, *, jobs: int, at_once: int) -> Burst:
     }
     command = [sys.executable, "-m", "benchmarks.burst", "--child", f"--jobs={jobs}", f"--at-once={at_once}"]
     goal = _completed_task_runs(url) + jobs * TASK_RUNS_A_JOB
-    with _asking(url) as answers:
+    with asking(url) as answers:
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     lag = _seconds_until_recorded(url, goal, answers)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -108,7 +108,8 @@ def run_burst(url: str, *, jobs: int, at_once: int) -> Burst:
 
 
 @contextmanager
-def _server(home: Path) -> Iterator[str]:
+def server(home: Path) -> Iterator[str]:
+    """The Prefect server of that home in a process of its own; gives the address of its API."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -126,14 +127,15 @@ def _server(home: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _asking(url: str) -> Iterator[Answers]:
+def asking(url: str) -> Iterator[Answers]:
+    """Ask that API about once in a tenth of a second what a dashboard asks, until the block ends."""
     answers, done = Answers(), threading.Event()
 
     def ask() -> None:
         for question, body in itertools.cycle(QUESTIONS):
             began = time.perf_counter()
             try:
-                _answer(f"{url}/{question}", body)
+                answer_of(f"{url}/{question}", body)
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
                 answers.errors.append(f"{question}: {error}")
             answers.seconds.append(time.perf_counter() - began)
@@ -149,7 +151,8 @@ def _asking(url: str) -> Iterator[Answers]:
         thread.join()
 
 
-def _answer(url: str, body: object) -> Any:
+def answer_of(url: str, body: object) -> Any:
+    """What the API answers: to a POST with that body as JSON, to a GET without one."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
@@ -157,7 +160,7 @@ def _answer(url: str, body: object) -> Any:
 
 
 def _completed_task_runs(url: str) -> int:
-    return int(_answer(f"{url}/task_runs/count", {"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}))
+    return int(answer_of(f"{url}/task_runs/count", {"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}))
 
 
 def _seconds_until_recorded(url: str, goal: int, answers: Answers) -> float:

@@ -22,6 +22,7 @@ from flows.leases import RENEWALS_A_LEASE, keeping
 from flows.runs import Asker, RunState
 from flows.settings import Settings
 from nst_engine.config import TransferConfig
+from storage import models
 from storage.errors import DatabaseError, JobStateError
 from storage.jobs import JobStore, utc_now
 from storage.models import Job, JobState
@@ -70,6 +71,10 @@ class Attempt:
     def lease(self) -> timedelta:
         """How long the job is ours without another sign of life."""
         return timedelta(seconds=self.settings.lease_seconds)
+
+    def recorded(self) -> models.Attempt:
+        """This attempt as the database has it now."""
+        return self.store.get(self.job.id).attempts[self.number - 1]
 
     def enter(self, phase: Phase) -> None:
         """Note the phase and renew the lease; JobCancelledError when somebody has cancelled the job."""

@@ -21,9 +21,11 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.attempt import burst_stop, cancelled_in_prefect, night_run
-from flows.leases import keeping
+from flows.leases import LOCK_PATIENCE_SECONDS, keeping
+from flows.published import cancel_job
 from flows.reuse import reuse_or_fail
 from flows.settings import Settings, load_settings
+from flows.silence import go_on_in_silence
 from flows.stylize import stylize
 from storage.database import open_database
 from storage.errors import DatabaseError, JobStateError
@@ -41,10 +43,11 @@ def bulk(submissions: Mapping[str, int], home: str) -> Any:
     A job that fails does not stop the others; the run then ends Failed with one sentence that names them. When
     the run is cancelled, so are its jobs; when its process has to end, they stay pending.
     """
+    go_on_in_silence()
     settings = load_settings(home=Path(home))
     stop = threading.Event()
     token = burst_stop.set(stop)
-    with open_database(Workspace(settings.home).database_path) as database:
+    with open_database(Workspace(settings.home).database_path, patience_seconds=LOCK_PATIENCE_SECONDS) as database:
         store = JobStore(database)
         if flow_run.run_count > 1:
             submissions = _taken_up_again(store, submissions, settings)
@@ -130,7 +133,7 @@ def _keeping_leases(store: JobStore, settings: Settings, run_id: str) -> Iterato
 
 def _cancel(store: JobStore, job_id: str) -> None:
     try:
-        store.ask_cancel(job_id)
+        cancel_job(store, job_id)
     except JobStateError:
         # It has ended by itself.
         return

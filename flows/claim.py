@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +18,7 @@ from flows.drop_settings import DropSettings
 from flows.errors import PictureGoneError
 from flows.fingerprint import fingerprint
 from flows.inbox import Drop, is_litter
+from flows.plain_text import one_line
 from flows.report import RESULTS
 from flows.roles import in_order
 from flows.sources import sources_of
@@ -103,6 +105,7 @@ def claim_drop(
     *,
     settings: DropSettings,
     pictures: Sequence[CheckedPicture],
+    burst_size: int = 1,
 ) -> Job | None:
     """A pending job of a drop whose `pictures` (one for each of drop.pictures) are checked; its files leave the inbox.
 
@@ -130,6 +133,7 @@ def claim_drop(
             else fingerprint(sources, settings.config, snapshot_every=settings.snapshot_every),
             snapshot_every=settings.snapshot_every,
             priority=settings.priority,
+            burst_size=burst_size,
             manifest=Manifest(
                 moves={path: name for path, name in names.items() if path in taken},
                 folder=workspace.inbox / drop.folder if drop.folder else None,
@@ -181,7 +185,7 @@ def finish_claims(store: JobStore, workspace: Workspace) -> list[StuckClaim]:
             if not all(
                 os.path.lexists(path) or os.path.lexists(folder / name) for path, name in manifest.moves.items()
             ):
-                store.fail(job.id, attempt=None, error=str(error))
+                store.fail(job.id, attempt=None, error=one_line(str(error)))
             else:
                 stuck.append(StuckClaim(job.name, frozenset(manifest.moves), str(error)))
     return stuck
@@ -246,9 +250,12 @@ def _finish(store: JobStore, workspace: Workspace, job: Job) -> bool:
 
 
 def _has_its_pictures(workspace: Workspace, job: Job) -> bool:
-    """Whether the job's folder holds the very pictures that were checked."""
+    """Whether the job's folder holds the very pictures that were checked, and nothing that is no file."""
+    folder = workspace.job_folder(job.id)
+    if not all(stat.S_ISREG((folder / name).lstat().st_mode) for name in manifest_of(job).moves.values()):
+        return False
     for source in job.sources:
-        path, original = workspace.job_folder(job.id) / source.file_name, Path(source.original_path)
+        path, original = folder / source.file_name, Path(source.original_path)
         # The style of a style folder is copied, not moved: after a crash it may have to be copied now.
         if not path.exists() and original.exists():
             workspace.copy_source(job.id, original, source.file_name)

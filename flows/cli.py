@@ -9,9 +9,11 @@ import typer
 
 from flows import (
     bulk_command,
+    cluster_commands,
     collection_commands,
     explore_commands,
     gallery_commands,
+    notify_command,
     run_commands,
     service_commands,
     sweep_command,
@@ -40,7 +42,9 @@ app = typer.Typer(
 
 run_commands.register(app)
 service_commands.register(app)
+cluster_commands.register(app)
 gallery_commands.register(app)
+notify_command.register(app)
 collection_commands.register(app)
 bulk_command.register(app)
 sweep_command.register(app)
@@ -187,20 +191,23 @@ def weights(
 
 @app.command()
 def doctor(device: Device = None, home: Home = None, as_json: Json = False) -> None:
-    """Check versions, devices, precision, weights, database and disk, and say how to mend what is wrong."""
-    from flows.doctor import examine
+    """Check this machine, the home and the service that runs there, and say how to mend what is wrong."""
+    from flows.doctor.examination import examine
     from flows.terminal import out
 
-    findings = examine(settings_of(home, device=device))
+    findings = list(examine(settings_of(home, device=device)))
+    sick = [finding for finding in findings if not finding.healthy]
     if as_json:
         print_json([finding.document() for finding in findings])
     else:
         for finding in findings:
-            mark = "ok  " if finding.healthy else "MEND"
-            out.print(f"{mark} {finding.check:<9} {finding.finding}", markup=False)
-            if not finding.healthy:
-                out.print(f"               -> {finding.remedy}", markup=False)
-    if not all(finding.healthy for finding in findings):
+            if finding.healthy:
+                out.print(f"ok   {finding.check:<9} {finding.finding}", markup=False)
+        # Last, where the eye is.
+        for finding in sick:
+            out.print(f"MEND {finding.check:<9} {finding.finding}", markup=False)
+            out.print(f"               -> {finding.remedy}", markup=False)
+    if sick:
         raise typer.Exit(1)
 
 

@@ -11,15 +11,18 @@ import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import dask
-from distributed import Nanny, Scheduler
+from distributed import Nanny, Scheduler, Security
 from distributed.comm.addressing import get_address_host
-from distributed.comm.core import connect
+from distributed.comm.core import FatalCommClosedError, connect
 from distributed.utils import get_ip
 
 from flows import gpu
+from flows.addresses import is_loopback
+from flows.certificates import dask_security
 from flows.errors import FlowError
 from flows.lifeline import end_with_parent
 
@@ -30,6 +33,7 @@ _ANY_LOCAL_PORT: Final = "127.0.0.1:0"
 _ONE_FOR_THE_CHUNK_AND_ONE_FOR_REPORTS: Final = 2
 _CONNECT_SECONDS: Final = 2.0
 _CLOSE_SECONDS: Final = 2.0
+_HUNG_UP_SECONDS: Final = 0.2
 
 _CONFIG: Final = {
     "distributed.scheduler.allowed-failures": 1,
@@ -49,11 +53,19 @@ _CONFIG: Final = {
 }
 
 
-async def run_scheduler(*, host: str, port: int) -> None:
-    """Run a scheduler until the task is cancelled; FlowError when it cannot listen there."""
+async def run_scheduler(*, host: str, port: int, certificates: Path | None) -> None:
+    """Run a scheduler until the task is cancelled; FlowError when it cannot or may not listen there.
+
+    With a folder of `certificates` it speaks TLS only, with who has one of them; off loopback it has to.
+    """
+    if certificates is None and not is_loopback(host):
+        raise FlowError(f"Other machines can reach {host}; give certificates (`nst cluster certs`) with --certs.")
+    security = dask_security("tls://", certificates) if certificates else None
     try:
         # The HTTP server cannot be left out; it listens where nobody else does.
-        scheduler = await Scheduler(host=host, port=port, dashboard=False, dashboard_address=_ANY_LOCAL_PORT)
+        scheduler = await Scheduler(
+            host=host, port=port, security=security, dashboard=False, dashboard_address=_ANY_LOCAL_PORT
+        )
     except (OSError, RuntimeError) as error:
         raise FlowError(f"The scheduler cannot listen on {host}:{port} ({error.__cause__ or error}).") from error
     try:
@@ -62,15 +74,20 @@ async def run_scheduler(*, host: str, port: int) -> None:
         await scheduler.close()
 
 
-async def run_worker(address: str, *, engine: gpu.EnginePlugin, local_directory: str | None) -> None:
+async def run_worker(
+    address: str, *, engine: gpu.EnginePlugin, local_directory: str | None, certificates: Path | None
+) -> None:
     """Run a GPU worker for the scheduler at `address`, whenever there is one, until the task is cancelled.
 
-    `engine` gives it its engine. Raises FlowError when the worker's process cannot start; it has said itself why.
+    `engine` gives it its engine; `certificates` is the folder of them, for an address of tls://. Raises FlowError when
+    the worker's process cannot start, which has said itself why, and when the scheduler has other certificates.
     """
+    security = dask_security(address, certificates) or Security()  # type: ignore[no-untyped-call]
     while True:
-        await _reachable(address)
+        await _reachable(address, security)
         nanny = Nanny(
             address,
+            security=security,
             # This machine's address on the scheduler's network: Dask's worker would listen on all that it has.
             host=get_ip(get_address_host(address)),  # type: ignore[no-untyped-call]
             nthreads=_ONE_FOR_THE_CHUNK_AND_ONE_FOR_REPORTS,
@@ -94,12 +111,21 @@ async def run_worker(address: str, *, engine: gpu.EnginePlugin, local_directory:
         logger.warning("The scheduler at %s was lost; waiting for it.", address)
 
 
-async def _reachable(address: str) -> None:
+async def _reachable(address: str, security: Security) -> None:
+    known = security.get_connection_args("worker")  # type: ignore[no-untyped-call]
     while True:
-        with suppress(OSError):
-            comm = await connect(address, timeout=_CONNECT_SECONDS)  # type: ignore[no-untyped-call]
-            await comm.close()
-            return
+        try:
+            comm = await connect(address, timeout=_CONNECT_SECONDS, **known)  # type: ignore[no-untyped-call]
+        except FatalCommClosedError as error:
+            raise FlowError(
+                f"The scheduler at {address} has other certificates than this worker; copy certs/ of its home here."
+            ) from error
+        except OSError:
+            # Who takes the call and hangs up would be called again at once.
+            await asyncio.sleep(_HUNG_UP_SECONDS)
+            continue
+        await comm.close()
+        return
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
@@ -116,8 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     scheduler = roles.add_parser("scheduler", help="the middle of the cluster")
     scheduler.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     scheduler.add_argument("--port", type=int, default=DEFAULT_PORT, help="the port to listen on")
+    scheduler.add_argument("--certs", type=Path, help="the folder of the certificates; without, it speaks no TLS")
     worker = roles.add_parser("worker", help="one GPU worker")
-    worker.add_argument("--scheduler", required=True, help="the scheduler's address, such as tcp://gpu1:8786")
+    worker.add_argument("--scheduler", required=True, help="the scheduler's address, such as tls://gpu1:8786")
+    worker.add_argument("--certs", type=Path, help="the folder of the certificates, for tls://")
     worker.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     worker.add_argument("--max-memory", type=int, help="bytes that it may take; what is free by default")
     worker.add_argument("--xla", action="store_true", help="compile with XLA")
@@ -135,7 +163,7 @@ def main() -> int:
     # The worker's process says on its own why it failed, and the nanny would print that it has, three times.
     logging.getLogger("distributed.nanny").addFilter(lambda record: record.levelno != logging.ERROR)
     if options.role == "scheduler":
-        work = run_scheduler(host=options.host, port=options.port)
+        work = run_scheduler(host=options.host, port=options.port, certificates=options.certs)
     else:
         engine = gpu.EnginePlugin(
             options.device,
@@ -143,7 +171,9 @@ def main() -> int:
             xla=options.xla,
             deterministic=not options.not_deterministic,
         )
-        work = run_worker(options.scheduler, engine=engine, local_directory=options.local_directory)
+        work = run_worker(
+            options.scheduler, engine=engine, local_directory=options.local_directory, certificates=options.certs
+        )
     try:
         with dask.config.set(_CONFIG):
             asyncio.run(_until_signal(work))

@@ -17,6 +17,7 @@ from flows.inbox import is_junk
 from flows.listing import Listing, scan
 from flows.pair_names import pair_names
 from flows.pairs_csv import ROW_KEYS, Row, read_rows
+from flows.plain_text import one_line
 from nst_engine.config import TransferConfig, check_styles, did_you_mean
 from nst_engine.errors import ConfigError
 from nst_engine.presets import find_preset
@@ -239,9 +240,9 @@ def _settings(path: Path | None, *, preset: str) -> _Settings:
     try:
         if path is None:
             return _Settings(preset, find_preset(preset).config, {})
-        given = read_settings_file(path, preset=preset, own_keys=_OWN_KEYS)
+        given = read_settings_file(path, preset=preset, own_keys=_OWN_KEYS, may_name_weights=True)
     except ConfigError as error:
-        raise CollectionError(str(error)) from error
+        raise CollectionError(one_line(str(error))) from error
     try:
         _for_a_pair(given.config)
     except ConfigError as error:

@@ -3,21 +3,26 @@ one chunk after another, one ahead so that the GPU never waits, and takes the re
 
 What is handed over is data, not a task that Dask could repeat, and each chunk is released when the next one is done:
 so Dask forgets how a chunk came about, and when a worker dies it does not repeat the job from its first iteration but
-says that its chunks are gone. The conversation then goes on from the last state that it has fetched."""
+says that its chunks are gone. The conversation then goes on from the last state that it has fetched. The death counts
+against the job whose chunk the worker was at, not against those that waited there."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
 from distributed import Client, Future, KilledWorker
 from distributed.client import FutureCancelledError
+from distributed.comm.core import FatalCommClosedError
 
 from flows import gpu
+from flows.certificates import dask_security
 from flows.chunks import Chunk, Stretch, Work
 from flows.errors import ClusterLostError, WorkerLostError
 from nst_engine.transfer import TransferState
@@ -30,6 +35,8 @@ logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
 _CONNECT_SECONDS: Final = 3.0
 _LOOK_FOR_WORKER_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 3.0
+_PIECES_AT_ONCE: Final = 3
+"""The last one, the one that is waited for and the one ahead."""
 _DEATHS_ALLOWED: Final = 1
 """As many workers may die in a row with nothing new between: two at one place are the job's own doing."""
 
@@ -42,8 +49,21 @@ class _Piece:
     report: Future[Any]
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """A chunk, by its key, that a worker has begun at that moment of the scheduler's clock."""
+
+    moment: float
+    worker: str
+    chunk: str
+
+
 class _GoneError(Exception):
-    """The chunks are no longer on any worker."""
+    """The chunks are no longer on any worker: so many have died with them."""
+
+    def __init__(self, reason: str, *, deaths: int = 1) -> None:
+        super().__init__(reason)
+        self.deaths = deaths
 
 
 class _TaskError(Exception):
@@ -57,8 +77,11 @@ class _TaskError(Exception):
 class Conversation:
     """See RemoteOptimisation, which is its face. Everything here runs in one event loop."""
 
-    def __init__(self, address: str, work: Work, *, priority: float, patience_seconds: float) -> None:
+    def __init__(
+        self, address: str, work: Work, *, priority: float, patience_seconds: float, certificates: Path | None
+    ) -> None:
         self._address = address
+        self._security = dask_security(address, certificates)
         self._work = work
         self._fetched = work.resume
         self._priority = priority
@@ -70,6 +93,8 @@ class Conversation:
         self._iteration = -1
         self._farthest = -1
         self._deaths = 0
+        self._began = 0.0
+        self._own: Final = deque[str](maxlen=_PIECES_AT_ONCE)
         self._warned = False
 
     async def next_stretch(self) -> Stretch:
@@ -81,8 +106,10 @@ class Conversation:
             except _TaskError as failure:
                 raise failure.error from None
             except _GoneError as error:
-                self._forget_chunks()
-                self._count_death(str(error))
+                try:
+                    await self._go_back(client, error)
+                except OSError:
+                    await self._close_lost()
             except (FutureCancelledError, OSError):
                 await self._close_lost()
 
@@ -118,6 +145,11 @@ class Conversation:
         while self._client is None:
             try:
                 self._client = await self._connect(seconds=min(_CONNECT_SECONDS, self._patience_seconds))
+            except FatalCommClosedError as error:
+                raise ClusterLostError(
+                    f"The scheduler at {self._address} has other certificates than this job; copy certs/ of "
+                    "its home here."
+                ) from error
             except OSError as error:
                 if monotonic() >= deadline:
                     raise ClusterLostError(
@@ -128,7 +160,12 @@ class Conversation:
 
     async def _connect(self, *, seconds: float) -> Client:
         client = Client(  # type: ignore[no-untyped-call]
-            self._address, asynchronous=True, set_as_default=False, direct_to_workers=False, timeout=seconds
+            self._address,
+            security=self._security,
+            asynchronous=True,
+            set_as_default=False,
+            direct_to_workers=False,
+            timeout=seconds,
         )
         try:
             await client
@@ -156,6 +193,8 @@ class Conversation:
         data = self._fetched or self._work.pictures
         self._handed_over = await client.scatter(data, hash=False)  # type: ignore[no-untyped-call]
         self._iteration = self._fetched_iteration()
+        turns = await _turns(client)
+        self._began = turns[-1].moment if turns else 0.0
         if self._fetched is None:
             return self._then(client, gpu.begin, self._work.config, self._handed_over, self._work.snapshot_every)
         return self._then(client, gpu.resume, self._handed_over)
@@ -163,11 +202,12 @@ class Conversation:
     def _then(self, client: Client, function: Any, *arguments: Any) -> _Piece:
         options = {"pure": False, "priority": self._priority, "retries": 0}
         chunk = client.submit(function, *arguments, self._priority, resources={gpu.GPU: 1}, **options)
+        self._own.append(str(chunk.key))
         return _Piece(chunk, client.submit(gpu.report, chunk, **options))
 
     async def _wait_for_worker(self, client: Client) -> None:
         # Dask has no event for a worker with a resource.
-        while not any(worker["resources"].get(gpu.GPU) for worker in await _workers(client)):
+        while not any(worker["resources"].get(gpu.GPU) for worker in (await _workers(client)).values()):
             if not self._warned:
                 logger.warning("The scheduler at %s has no GPU worker; waiting for one (nst worker).", self._address)
                 self._warned = True
@@ -183,14 +223,20 @@ class Conversation:
     def _forget_chunks(self) -> None:
         self._handed_over = self._last = self._ahead = None
 
-    def _count_death(self, reason: str) -> None:
-        self._deaths += 1
-        if self._deaths > _DEATHS_ALLOWED:
-            raise _workers_died(self._deaths)
+    async def _go_back(self, client: Client, loss: _GoneError) -> None:
+        """Forget the chunks, which are gone; WorkerLostError when that has happened to this job too often."""
+        alive = await _workers(client)
+        turns = [turn for turn in await _turns(client) if turn.moment > self._began and turn.worker not in alive]
+        self._forget_chunks()
+        # Of a death before anybody's turn it is not known whose doing it was.
+        if not turns or turns[-1].chunk in self._own:
+            self._deaths += loss.deaths
+            if self._deaths > _DEATHS_ALLOWED:
+                raise _workers_died(self._deaths)
         logger.warning(
             "The GPU worker was lost after iteration %d (%s); going on from iteration %d.",
             max(self._farthest, 0),
-            reason,
+            loss,
             max(self._fetched_iteration(), 0),
         )
 
@@ -198,12 +244,12 @@ class Conversation:
 async def _result(client: Client, future: Future[Any]) -> Any:
     """The result of a future.
 
-    Raises _TaskError when the task failed, WorkerLostError when it killed its workers, _GoneError when a worker was
-    lost with its chunks, and FutureCancelledError or OSError when the scheduler was.
+    Raises _TaskError when the task failed, _GoneError when a worker was lost with its chunks, and FutureCancelledError
+    or OSError when the scheduler was.
     """
     error = await future.exception()  # type: ignore[no-untyped-call]
     if isinstance(error, KilledWorker):
-        raise _workers_died(error.allowed_failures + 1) from error
+        raise _GoneError(str(error), deaths=error.allowed_failures + 1) from error
     if error is not None:
         raise _TaskError(error)
     try:
@@ -214,10 +260,17 @@ async def _result(client: Client, future: Future[Any]) -> Any:
         raise _GoneError(cancelled.reason) from cancelled
 
 
-async def _workers(client: Client) -> list[dict[str, Any]]:
+async def _workers(client: Client) -> dict[str, dict[str, Any]]:
+    """What the scheduler knows of its workers, by their addresses."""
     if client.scheduler is None:
         raise ConnectionError("the connection was closed")
-    return list((await client.scheduler.identity(n_workers=-1))["workers"].values())
+    return dict((await client.scheduler.identity(n_workers=-1))["workers"])
+
+
+async def _turns(client: Client) -> list[_Turn]:
+    """The latest turns, the newest last."""
+    events = await client.get_events(gpu.TURNS)
+    return [_Turn(moment, event["worker"], event["chunk"]) for moment, event in events]
 
 
 def _workers_died(times: int) -> WorkerLostError:

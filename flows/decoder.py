@@ -4,7 +4,9 @@ is asked on its standard input and answers on its standard output, a line of JSO
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import re
 import resource
@@ -12,11 +14,25 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from PIL import Image, ImageCms
 
 from flows.checked_picture import CheckedPicture
+from flows.plain_text import printable
 from nst_engine.errors import ImageError
 from storage.errors import WorkspaceError
+from storage.refusal import refusal_sentence
+
+READY: Final = "ready\n"
+"""Its first line: what it dies of before is no picture's fault."""
+
+
+class _OneLine(logging.Formatter):
+    """A warning is one line of the log, whatever the picture that it is about is called."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(record.getMessage())
 
 
 def main(*, seconds: float, memory: int, max_pixels: int) -> None:
@@ -30,6 +46,12 @@ def main(*, seconds: float, memory: int, max_pixels: int) -> None:
     if status.exists():
         most = int(re.findall(r"VmSize:\s+(\d+) kB", status.read_text())[0]) * 1024 + memory
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(_OneLine())
+    logging.basicConfig(handlers=[warnings], level=logging.WARNING)
+    _try_out()
+    answers.write(READY)
+    answers.flush()
     for line in sys.stdin:
         # Whoever decodes does not look at a flag; the signal ends the process.
         signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -46,11 +68,24 @@ def checked(path: Path, *, max_pixels: int) -> dict[str, Any]:
         return {"refused": type(error).__name__, "sentence": str(error)}
     except FileNotFoundError as error:
         return {"refused": "FileNotFoundError", "sentence": str(error)}
+    except OSError as error:
+        sentence = refusal_sentence(f"{path} cannot be read", error, "check its disk and your rights to it")
+        return {"refused": "WorkspaceError", "sentence": sentence}
     except MemoryError:
         return {
             "refused": "ImageError",
             "sentence": f"{path} takes more memory to decode than the largest picture allowed; export it again.",
         }
+
+
+def _try_out() -> None:
+    """Decode pictures that are whole: where that fails, Pillow is at fault."""
+    for kind in ("JPEG", "PNG"):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, kind)
+        with Image.open(file) as image:
+            image.load()
+    ImageCms.createProfile("sRGB")
 
 
 if __name__ == "__main__":

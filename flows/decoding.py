@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Any, Final
 
 from flows.checked_picture import CheckedPicture
+from flows.decoder import READY
 from flows.errors import ServiceError
 from nst_engine.errors import ImageError
 from storage.errors import WorkspaceError
+from storage.refusal import refusal_sentence
 
 _SECONDS: Final = 60.0
 """To decode one picture; 100 megapixels take a few."""
@@ -46,9 +48,15 @@ class GuardedDecoder:
     def check(self, path: Path) -> CheckedPicture:
         """As CheckedPicture.of; raises ImageError too where the decoder died of the file, or would not end.
 
-        Raises ServiceError where no decoder can be started.
+        Raises ServiceError where no decoder can be started, or none gets as far as to its first picture.
         """
-        status = path.stat()
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            sentence = refusal_sentence(f"{path} cannot be read", error, "check its disk and your rights to it")
+            raise WorkspaceError(sentence) from error
         version = (path, status.st_size, status.st_mtime_ns, status.st_ino)
         if version in self._deadly:
             raise ImageError(self._deadly[version])
@@ -75,9 +83,9 @@ class GuardedDecoder:
             self._child.kill()
             self._bury()
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self) -> None:
         try:
-            return subprocess.Popen(  # noqa: S603
+            self._child = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-m", "flows.decoder", *self._arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -91,11 +99,19 @@ class GuardedDecoder:
             raise ServiceError(
                 f"No process can be started to decode pictures ({error.strerror}); see what else runs on this machine."
             ) from error
+        assert self._child.stdout is not None
+        # What a library prints when it is loaded is no answer either.
+        if READY not in iter(self._child.stdout.readline, ""):
+            raise ServiceError(
+                f"The process that decodes pictures ended before its first one ({_named(self._bury())}); see what it "
+                "said, and mend the installation or free some memory: no drop is at fault."
+            )
 
     def _ask(self, path: Path) -> str | None:
         """The child's answer; None where it died instead."""
         if self._child is None:
-            self._child = self._start()
+            self._start()
+        assert self._child is not None
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         try:
@@ -118,8 +134,11 @@ class GuardedDecoder:
     def _sentence(self, path: Path, death: int) -> str:
         if death == signal.SIGALRM:
             return f"{path} takes longer than {self._seconds:g} s to decode; export it again, or make it smaller."
-        how = signal.Signals(death).name if death else "an error"
-        return f"{path} ended its decoder ({how}); it is damaged, or made to do harm: export it again."
+        return f"{path} ended its decoder ({_named(death)}); it is damaged, or made to do harm: export it again."
+
+
+def _named(death: int) -> str:
+    return signal.Signals(death).name if death else "an error"
 
 
 def _read(answer: str) -> CheckedPicture:

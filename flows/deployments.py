@@ -17,7 +17,8 @@ from prefect.types.entrypoint import EntrypointType
 from flows.bulk import bulk
 from flows.errors import OrchestrationError
 from flows.nightly import nightly
-from flows.runs import WORK_POOL, prefect_client
+from flows.prefect_names import BULK, NIGHTLY, STYLIZE, WORK_POOL
+from flows.runs import prefect_client
 from flows.stylize import stylize
 
 
@@ -34,6 +35,18 @@ def ensure_deployments(home: Path) -> None:
         (bulk, "The jobs of a burst, a few at a time."),
     ):
         _deploy(flow, description, home)
+
+
+def are_deployed() -> bool:
+    """Whether Prefect knows the work pool and all deployments; OrchestrationError when it is away."""
+    with prefect_client() as client:
+        try:
+            client.read_work_pool(WORK_POOL)
+            for deployment in (STYLIZE, NIGHTLY, BULK):
+                client.read_deployment_by_name(deployment)
+        except ObjectNotFound:
+            return False
+    return True
 
 
 def _deploy(flow: Flow[..., Any], description: str, home: Path) -> None:

@@ -1,5 +1,6 @@
 """Hands pending jobs to Prefect, follows what becomes of them, and takes up again those whose worker is gone. The
-database and the files decide what is true; Prefect is asked and told, and may be away."""
+database and the files decide what is true; Prefect is asked and told, and may be away. The clock may be set at any
+time: a lease that seems to have run out, or to last too long, is then watched by a clock that nobody sets."""
 
 from __future__ import annotations
 
@@ -7,12 +8,15 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from flows.errors import OrchestrationError
+from flows.leases import Standstill
+from flows.published import cancel_job, complete_published
 from flows.reuse import reuse_or_fail
 from flows.runs import Runs, RunState
 from flows.settings import Settings
@@ -27,8 +31,15 @@ _TIDY_EVERY: Final = timedelta(seconds=10)
 _BURST_ROOM: Final = 2
 """Runs that must be free for a burst to take one: a single drop always finds one. Nights leave so many free."""
 _SUBMISSIONS_PER_ATTEMPT: Final = 4
+_LONGEST_START: Final = 5
+"""Times `start_seconds` that a run has to begin when several before it did not in time."""
 _NIGHT_SUBMISSIONS: Final = 20
 """Runs that one night may use up: more than a machine is started anew in a night."""
+_CREDIBLE_LEASES: Final = 2
+"""A lease that lasts longer from now on than so many was given before the clock was set back."""
+_LOCKED_SECONDS: Final = 1.0
+"""Who waits longer than so for the database's lock was kept from it."""
+_EVER: Final = datetime.max.replace(tzinfo=UTC)
 
 logger = logging.getLogger("nst")
 
@@ -46,6 +57,7 @@ class Dispatcher:
         nights: NightStore,
         on_end: Callable[[Job], None],
         clock: Callable[[], datetime] = utc_now,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._nights = nights
@@ -54,8 +66,12 @@ class Dispatcher:
         self._runs = runs
         self._on_end = on_end
         self._clock = clock
+        self._ticks = ticks
         self._told = self._tidied = clock()
+        self._told_at = ticks()
+        self._told_before_the_clock_was_set = set[tuple[str, datetime | None]]()
         self._start = timedelta(seconds=settings.start_seconds)
+        self._still = Standstill(ticks)
 
     def cycle(self) -> None:
         """Do all that can be done now; OrchestrationError, after the rest, when Prefect is away."""
@@ -80,7 +96,8 @@ class Dispatcher:
     def _tidy(self) -> None:
         """Remove the folder under work/ of a job whose process died between completing it and removing that."""
         now = self._clock()
-        if now - self._tidied < _TIDY_EVERY:
+        # A clock that was set back must not end it for as long.
+        if timedelta() <= now - self._tidied < _TIDY_EVERY:
             return
         self._tidied = now
         # One that is just being completed removes its folder itself.
@@ -90,10 +107,11 @@ class Dispatcher:
 
     def _recover(self) -> None:
         """Jobs whose worker is dead, by its process on this machine or by a lease that has run out."""
-        dead = {job.id: job for job in self._store.held(socket.gethostname()) if not _alive(_pid(job))}
-        dead |= {job.id: job for job in self._store.overdue(self._clock())}
+        now, at_work = self._clock(), self._store.overdue(_EVER)
+        self._still.forget_all_but({job.id for job in at_work} | {night.id for night in self._nights.running()})
+        dead = [job for job in at_work if self._is_dead(job, job.attempts[-1].host, job.attempts[-1].pid, now)]
         runs = set()
-        for job in dead.values():
+        for job in dead:
             last = job.attempts[-1]
             # It may have ended by itself meanwhile, and so has its run then.
             with contextlib.suppress(JobStateError):
@@ -102,10 +120,38 @@ class Dispatcher:
         for run_id in runs - {None}:
             self._runs.mark_crashed(str(run_id), "Its process died; nst takes the job up again.")
 
+    def _is_dead(self, work: Job | Night, host: str | None, pid: int | None, now: datetime) -> bool:
+        """Whether nobody works any more on a job or night that this process had.
+
+        A process of this machine that lives and lets its lease run out may hang, or another process may have its
+        number since; or the clock was set forward, or the machine slept, and it will renew its lease.
+        """
+        is_here = host == socket.gethostname() and pid is not None
+        if pid is not None and is_here and not _alive(pid):
+            return True
+        has_run_out = work.lease_until is None or work.lease_until < now
+        if has_run_out and not is_here:
+            return True
+        if not has_run_out and self._is_held(work.lease_until, now):
+            return False
+        began = self._ticks()
+        try:
+            self._store.wait_for_lock()
+        finally:
+            if self._ticks() - began > _LOCKED_SECONDS:
+                # Nobody could renew anything until now.
+                self._still.forget(work.id)
+        return self._still.seconds(work.id, work.lease_until) >= self._settings.lease_seconds
+
+    def _is_held(self, lease_until: datetime | None, now: datetime) -> bool:
+        """Whether the lease has not run out, nor was given before the clock was set back."""
+        longest = _CREDIBLE_LEASES * max(_LONGEST_START * self._start, timedelta(seconds=self._settings.lease_seconds))
+        return lease_until is not None and now <= lease_until <= now + longest
+
     def _recover_nights(self) -> None:
         """Nights whose process is dead, or whose run will never begin them: another run goes on with each."""
         nights, now = self._nights.running(), self._clock()
-        lost = [night for night in nights if night.pid is not None and _is_dead(night, now)]
+        lost = [night for night in nights if night.pid is not None and self._is_dead(night, night.host, night.pid, now)]
         waiting = [night for night in nights if night.pid is None and night.flow_run_id is not None]
         asked = {str(night.flow_run_id) for night in (*lost, *waiting)}
         states = self._runs.states(asked) if asked else {}
@@ -117,7 +163,7 @@ class Dispatcher:
                 self._runs.mark_crashed(str(night.flow_run_id), "Its process died; nst goes on with its nights.")
                 self._nights.release(night.id, submission=night.submission)
         for night in waiting:
-            held = night.lease_until is not None and night.lease_until >= now
+            held = self._is_held(night.lease_until, now)
             match states[str(night.flow_run_id)]:
                 case RunState.WAITING:
                     self._note_night(night, str(night.flow_run_id))
@@ -129,7 +175,7 @@ class Dispatcher:
                     self._runs.mark_crashed(str(night.flow_run_id), "Its process died before it began the night.")
                     self._nights.release(night.id, submission=night.submission)
         for night in self._nights.running():
-            if night.flow_run_id is None and (night.lease_until is None or night.lease_until < now):
+            if night.flow_run_id is None and not self._is_held(night.lease_until, now):
                 self._submit_night(night)
 
     def _submit_night(self, night: Night) -> None:
@@ -146,7 +192,9 @@ class Dispatcher:
         )
 
     def _end_attempt(self, job: Job, sentence: str) -> None:
-        if job.state is JobState.CANCELLING:
+        if complete_published(self._store, job.id):
+            logger.info("%s: %s Its result was in its place already.", job.name, sentence)
+        elif job.state is JobState.CANCELLING:
             self._store.cancel(job.id, attempt=None)
         elif len(job.attempts) - job.attempts_before_retry >= self._settings.max_attempts:
             self._store.fail(
@@ -164,15 +212,17 @@ class Dispatcher:
         if not jobs:
             return
         now = self._clock()
+        # Of those, a burst that works on one of its jobs is alive; that job is looked after in _recover.
+        at_work = {job.flow_run_id for job in self._store.held(socket.gethostname()) if _alive(_pid(job))}
         for run_id, state in self._runs.states(jobs.keys()).items():
-            held = all(job.lease_until is not None and job.lease_until >= now for job in jobs[run_id])
+            held = run_id in at_work or all(self._is_held(job.lease_until, now) for job in jobs[run_id])
             match state:
                 case RunState.WAITING:
-                    self._store.extend_submission(run_id, lease_until=now + self._start)
+                    self._store.extend_submission(run_id, lease_until=now + self._time_to_start(jobs[run_id]))
                 case RunState.CANCELLED:
                     for job in jobs[run_id]:
                         with contextlib.suppress(JobStateError):
-                            self._store.ask_cancel(job.id)
+                            cancel_job(self._store, job.id)
                 case RunState.ENDED | RunState.MISSING:
                     self._withdraw(jobs[run_id])
                 case RunState.STARTING | RunState.RUNNING if not held:
@@ -192,18 +242,24 @@ class Dispatcher:
                     self._store.withdraw_submission(job.id)
 
     def _submit(self) -> None:
-        """A few jobs become a run each, a burst becomes one; never more runs at once than max_submitted."""
-        waiting = self._store.waiting(limit=_BATCH, now=self._clock())
+        """Jobs of a few drops become a run each and go first, a burst becomes one run; never more runs at once than
+        max_submitted."""
+        room = self._room()
+        if room <= 0:
+            return
+        burst = self._settings.burst
+        waiting = self._store.waiting(limit=_BATCH, now=self._clock(), few=burst)
         # The same job is under way: its result will do.
         behind = self._store.behind_a_twin(waiting)
         waiting = [job for job in waiting if job.id not in behind]
-        room = self._room()
-        if len(waiting) > self._settings.burst and room >= min(_BURST_ROOM, self._settings.max_submitted):
-            run_id = self._runs.submit_burst(waiting)
-            self._note(waiting, run_id)
-        elif len(waiting) <= self._settings.burst:
-            for job in waiting[: max(room, 0)]:
-                self._note([job], self._runs.submit_job(job))
+        few = waiting if len(waiting) <= burst else [job for job in waiting if job.burst_size <= burst]
+        if len(few) > burst:
+            few = []
+        for job in few[:room]:
+            self._note([job], self._runs.submit_job(job))
+        many = [job for job in waiting if job not in few]
+        if many and room - len(few) >= min(_BURST_ROOM, self._settings.max_submitted):
+            self._note(many, self._runs.submit_burst(many))
 
     def _room(self) -> int:
         """How many more runs may be open: nights take their part, but never all."""
@@ -215,19 +271,29 @@ class Dispatcher:
 
     def _note(self, jobs: list[Job], run_id: str) -> None:
         self._store.note_submission(
-            [job.id for job in jobs], flow_run_id=run_id, lease_until=self._clock() + self._start
+            [job.id for job in jobs], flow_run_id=run_id, lease_until=self._clock() + self._time_to_start(jobs)
         )
+
+    def _time_to_start(self, jobs: list[Job]) -> timedelta:
+        """How long a run may take to begin its jobs: longer after each that did not, for the machine may be busy."""
+        lost = max(job.submission - 1 - len(job.attempts) for job in jobs)
+        return self._start * min(1 + max(lost, 0), _LONGEST_START)
 
     def _tell(self) -> None:
         for job in self._store.finished_after(self._told, limit=_BATCH):
-            self._on_end(job)
-            self._told = max(self._told, job.finished_at or self._told)
-
-
-def _is_dead(night: Night, now: datetime) -> bool:
-    if night.host == socket.gethostname() and night.pid is not None and not _alive(night.pid):
-        return True
-    return night.lease_until is None or night.lease_until < now
+            if (job.id, job.finished_at) not in self._told_before_the_clock_was_set:
+                self._on_end(job)
+                self._told = max(self._told, job.finished_at or self._told)
+        now, ticks = self._clock(), self._ticks()
+        if now < self._told:
+            # The clock was set back: what ends from now on seems to end before what has been told.
+            since = now - timedelta(seconds=ticks - self._told_at)
+            ended = self._store.finished_after(since, limit=_BATCH)
+            self._told_before_the_clock_was_set = {
+                (job.id, job.finished_at) for job in ended if job.finished_at and job.finished_at > now
+            }
+            self._told = since
+        self._told_at = ticks
 
 
 def _pid(job: Job) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, get_args
 
+from flows.plain_text import printable
 from storage.models import Role
 
 _PART: Final = re.compile(
@@ -160,8 +161,8 @@ def key(name: str) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as text; a byte that is no UTF-8, which can be neither printed nor stored, is a question mark."""
-    return path.as_posix().encode(errors="replace").decode()
+    """A path as text that can be printed and stored; whatever cannot is a question mark."""
+    return printable(path.as_posix())
 
 
 def _names(paths: Sequence[Path]) -> str:

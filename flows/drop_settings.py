@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from flows.toml_file import read_toml
 from nst_engine.config import RANDOM_WEIGHTS, TransferConfig, did_you_mean
 from nst_engine.errors import ConfigError
 from nst_engine.presets import find_preset
 
-MAX_BYTES: Final = 1_000_000
-MAX_LINE: Final = 2000
-"""Characters. The parser takes gigabytes for a key of 100,000 parts."""
 MAX_PRIORITY: Final = 10
 MAX_SNAPSHOTS: Final = 1000
 _OWN_KEYS: Final = ("preset", "name", "priority", "force", "snapshot_every")
@@ -25,8 +23,8 @@ ALL_PAIRS: Final = "all"
 PAIRS_CHOICES: Final = (ALL_PAIRS, "pairs.csv")
 """What a collection's settings may say of its pairs."""
 _LAYER_KEYS: Final = ("content_layers", "style_layers")
+_MAX_PARTS: Final = 2
 _NAMED_WEIGHTS: Final = ("imagenet", RANDOM_WEIGHTS)
-_SYNTAX_PLACE: Final = re.compile(r" \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
 # Scanned from the left, a quote outside of these always begins one of them.
 _STRING_OR_COMMENT: Final = re.compile(
     r'"""(?:\\.|[^\\])*?"{3,5}'
@@ -72,24 +70,32 @@ def read_drop_settings(path: Path | None, *, preset: str, with_initial: bool = F
     ConfigError, one sentence with the file, the line and the key.
     """
     default = DropSettings(preset, find_preset(preset).config)
-    given = None if path is None else read_settings_file(path, preset=preset, own_keys=_OWN_KEYS)
+    given = (
+        None if path is None else read_settings_file(path, preset=preset, own_keys=_OWN_KEYS, may_name_weights=False)
+    )
     settings = default if given is None else replace(default, config=given.config, **given.own)
     if with_initial and (given is None or "init" not in given.overrides):
         return replace(settings, config=settings.config.with_overrides({"init": "picture"}))
     return settings
 
 
-def read_settings_file(path: Path, *, preset: str, own_keys: Collection[str]) -> SettingsFile:
+def read_settings_file(path: Path, *, preset: str, own_keys: Collection[str], may_name_weights: bool) -> SettingsFile:
     """What the file at `path` gives over the preset it names, else over `preset`; beside a transfer's settings it may
-    have the `own_keys`.
+    have the `own_keys`, and as `weights` the path of a file where it `may_name_weights`.
 
     Raises ConfigError, one sentence with the file, the line and the key.
     """
     default = find_preset(preset)
-    text = read_text(path, max_bytes=MAX_BYTES, what="a file of settings is a few lines of TOML")
-    given = _parse(text, path)
+    text, given = read_toml(path)
     for key, value in given.items():
-        if problem := setting_problem(key, value, own_keys=own_keys):
+        problem = setting_problem(key, value, own_keys=own_keys)
+        if key == "weights" and value not in _NAMED_WEIGHTS and not may_name_weights:
+            # Whoever may drop a picture may not let the service read any of its files.
+            problem = (
+                f" = {value}: a drop cannot name a file; write imagenet, which is the weight file of the service, or "
+                "random."
+            )
+        if problem:
             raise ConfigError(f"{_place(path, text, key)}: {key}{problem}")
     try:
         base = find_preset(given["preset"]).config if "preset" in given else default.config
@@ -119,6 +125,11 @@ def setting_problem(key: str, value: Any, *, own_keys: Collection[str]) -> str |
         return f" = {value!r}: is none of {', '.join(map(repr, PAIRS_CHOICES))}; write one of them, in quotes."
     if key == "force" and not isinstance(value, bool):
         return f" = {value!r}: is neither true nor false; write one of them, without quotes."
+    if isinstance(value, bool) and key in TransferConfig.model_fields:
+        field = TransferConfig.model_fields[key]
+        if field.annotation is not bool:
+            # Pydantic takes it for 0 or 1.
+            return f" = {str(value).lower()}: cannot be true or false ({field.description})."
     if key == "weights" and isinstance(value, str) and value not in _NAMED_WEIGHTS and not Path(value).is_absolute():
         return f" = {value}: is a relative path; give the absolute path of a file, or imagenet or random."
     return None
@@ -135,47 +146,6 @@ def snapshots_problem(every: object, *, iterations: int) -> str | None:
             f"give {iterations // MAX_SNAPSHOTS + 1} or more."
         )
     return None
-
-
-def read_text(path: Path, *, max_bytes: int, what: str) -> str:
-    """The UTF-8 text in a file, its lines ended by \\n alone; raises ConfigError, one sentence with the file.
-
-    A file of more than `max_bytes` (millions) is refused; `what` says what it should be instead.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); mend its permissions or drop it again."
-        ) from error
-    if len(data) > max_bytes:
-        raise ConfigError(f"{path}: is larger than {max_bytes // 1_000_000} MB; {what}.")
-    try:
-        # Editors on Windows begin UTF-8 with a mark.
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}, line {line}: is not UTF-8 text; save the file as UTF-8.") from error
-
-
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if len(line) > MAX_LINE:
-            raise ConfigError(f"{path}, line {number}: is longer than {MAX_LINE} characters; break it into lines.")
-    try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise ConfigError(f"{path}: is nested too deeply; settings are lines such as rows = 400.") from error
-    except ValueError as error:
-        message = str(error)
-        found = _SYNTAX_PLACE.search(message)
-        line = found["line"] if found and found["line"] else str(text.rstrip().count("\n") + 1)
-        what = message[: found.start()] if found else message
-        column = f" at column {found['column']}" if found and found["column"] else ""
-        raise ConfigError(
-            f"{path}, line {line}: is not valid TOML ({what[0].lower()}{what[1:]}{column}); mend that line."
-        ) from error
 
 
 def _culprit(base: TransferConfig, overrides: Mapping[str, Any], sentence: str) -> tuple[str, ...]:
@@ -218,7 +188,8 @@ def _lines(text: str) -> dict[tuple[str, ...], int]:
                 table = keys
             else:
                 keys = (*table, *keys)
-            for length in range(1, len(keys) + 1):
+            # No key that is asked for has more parts.
+            for length in range(1, min(len(keys), _MAX_PARTS) + 1):
                 lines.setdefault(keys[:length], number)
         bare = _STRING_OR_COMMENT.sub("", line)
         open_brackets += bare.count("[") - bare.count("]")

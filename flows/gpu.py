@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from distributed import Reschedule, Worker, WorkerPlugin
+from distributed import Reschedule, Worker, WorkerPlugin, get_worker
 
 from flows import chunks
 from flows.chunks import Chunk, Stretch
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 GPU: Final = "GPU"
 """The Dask resource that a worker has one of and that everything that computes takes."""
+
+TURNS: Final = "nst-turns"
+"""The topic of the scheduler's events in which a worker says what it begins: {"worker": ADDRESS, "chunk": KEY}."""
 
 _HANDOVER_SECONDS: Final = 0.25
 
@@ -44,6 +47,8 @@ class _Turns:
         """The chunk that `compute` makes; Reschedule, which sends it back to the queue, when it is not its turn."""
         if priority < self._priority and monotonic() < self._kept_until:
             raise Reschedule
+        worker = get_worker()
+        worker.log_event(TURNS, {"worker": worker.address, "chunk": worker.get_current_task()})
         chunk = compute(self._engine)
         self._priority = priority
         self._kept_until = 0.0 if chunk.stretch.finished else monotonic() + _HANDOVER_SECONDS

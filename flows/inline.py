@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flows.access import use_prefect_auth
 from flows.claim import claim
 from flows.drop_settings import snapshots_problem
 from flows.errors import OrchestrationError, SettingsError
@@ -89,6 +90,7 @@ def run_inline(
 
 
 def _run_flow(job: Job, settings: Settings, destination: Path | None) -> None:
+    use_prefect_auth(settings)
     prepare_api(settings.home)
     from prefect import tags
 
@@ -104,6 +106,8 @@ def _require_api() -> None:
     """Reach Prefect's API, starting the temporary one where none is named."""
     from prefect import get_client
 
+    from flows.runs import prefect_client
+
     try:
         with get_client(sync_client=True) as client:
             failure = client.api_healthcheck()
@@ -113,6 +117,9 @@ def _require_api() -> None:
         raise OrchestrationError(
             f"Prefect's API does not answer ({failure}); start it, or unset PREFECT_API_URL to use a temporary one."
         ) from failure
+    # It says to all whether it is healthy; whether it takes our user and password is asked before the run begins.
+    with prefect_client() as client:
+        client.hello()
 
 
 def with_absolute_weights(config: TransferConfig) -> TransferConfig:

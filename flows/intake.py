@@ -4,16 +4,19 @@ why. The listing decides, not events: a look may be taken at any time, by nobody
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from flows.checked_picture import CheckedPicture
 from flows.claim import claim_drop, finish_claims, reject_drop
+from flows.drop_group import shown
 from flows.drop_settings import read_drop_settings
 from flows.inbox import Drop, Entry, Waiting, assess
 from flows.listing import Settling, scan
+from flows.plain_text import one_line
 from flows.settings import Settings
 from nst_engine.errors import ConfigError, ImageError, WeightsError
 from storage.errors import WorkspaceError
@@ -22,6 +25,8 @@ from storage.models import Job
 from storage.workspace import Workspace
 
 _STYLES_REMEMBERED: Final = 64
+_LONGEST_LOOK: Final = 5.0
+"""Seconds after which no more drops are taken before the inbox is listed again."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class _Outcome:
     next_look: float = math.inf
 
     def wait(self, path: Path, reason: str, *, until: float = math.inf) -> None:
-        self.waiting.append(Waiting(path, reason))
+        self.waiting.append(Waiting(path, one_line(reason)))
         self.next_look = min(self.next_look, until)
 
 
@@ -67,6 +72,7 @@ class Intake:
         self._on_job = on_job
         self._settling = Settling()
         self._checked: dict[tuple[Path, int, int, int], CheckedPicture] = {}
+        self._bursts: dict[float, int] = {}
 
     def look(self) -> Look:
         """List the inbox and act on what is ready; InboxMissingError where there is none, DatabaseError as usual."""
@@ -79,25 +85,42 @@ class Intake:
         self._settling.observe(listing.entries, now=self._clock())
         entries = {entry.path: entry for entry in listing.entries if self._workspace.inbox / entry.path not in busy}
         assessment = assess(entries.values())
-        for drop in assessment.drops:
-            if any(drop.folder in path.parents for path in listing.unreadable):
-                # Told below; a part of a folder is not the folder.
-                continue
-            unsettled = self._settled_at(drop)
-            if unsettled > self._clock():
-                outcome.next_look = min(outcome.next_look, unsettled)
-                continue
-            self._take(drop, entries, outcome)
+        # Told below where a folder cannot be read; a part of a folder is not the folder.
+        whole = [
+            drop for drop in assessment.drops if not any(drop.folder in path.parents for path in listing.unreadable)
+        ]
+        ends = self._clock() + _LONGEST_LOOK
+        for burst_size, drop in self._ready(whole, outcome):
+            if self._clock() > ends:
+                # Somebody may have dropped a single picture meanwhile, or want the sensor to end.
+                outcome.next_look = self._clock()
+                break
+            self._take(drop, entries, outcome, burst_size=burst_size)
         for waiting in assessment.waiting:
             self._wait_or_reject(waiting, entries[waiting.path], outcome)
         for path in listing.unreadable:
-            outcome.wait(path, f"{path} cannot be read; mend its permissions")
+            outcome.wait(path, f"{shown(path)} cannot be read; mend its permissions")
         return Look(tuple(outcome.claimed), tuple(outcome.rejected), tuple(outcome.waiting), outcome.next_look)
+
+    def _ready(self, drops: Sequence[Drop], outcome: _Outcome) -> list[tuple[int, Drop]]:
+        """The drops that have settled, each with how many settled at the same moment; the smallest bursts first."""
+        settled = {id(drop): self._settled_at(drop) for drop in drops}
+        left = Counter(settled.values())
+        # A burst that is taken look by look stays as large as it was.
+        self._bursts = {moment: max(count, self._bursts.get(moment, 0)) for moment, count in left.items()}
+        ready = []
+        for drop in drops:
+            moment = settled[id(drop)]
+            if moment > self._clock():
+                outcome.next_look = min(outcome.next_look, moment)
+            else:
+                ready.append((self._bursts[moment], drop))
+        return sorted(ready, key=lambda each: each[0])
 
     def _settled_at(self, drop: Drop) -> float:
         return max(self._settling.first_seen(path) for path in drop.files) + self._settings.settle_seconds
 
-    def _take(self, drop: Drop, entries: dict[Path, Entry], outcome: _Outcome) -> None:
+    def _take(self, drop: Drop, entries: dict[Path, Entry], outcome: _Outcome, *, burst_size: int) -> None:
         inbox = self._workspace.inbox
         if drop.problem is not None:
             # What is missing may be on its way.
@@ -127,10 +150,12 @@ class Intake:
                 preset=self._settings.preset,
                 with_initial=drop.initial is not None,
             )
-            job = claim_drop(self._store, self._workspace, drop, settings=settings, pictures=pictures)
+            job = claim_drop(
+                self._store, self._workspace, drop, settings=settings, pictures=pictures, burst_size=burst_size
+            )
         except (ConfigError, ImageError, WeightsError) as error:
-            if drop.settings is None and not isinstance(error, ImageError):
-                # Then the service is set wrongly, not the drop.
+            # No drop names its weights, and one without settings no preset: then the service is set wrongly.
+            if isinstance(error, WeightsError) or (drop.settings is None and isinstance(error, ConfigError)):
                 outcome.wait(drop.content, str(error), until=self._clock() + self._settings.settle_seconds)
             else:
                 self._reject(drop, str(error), outcome)
@@ -161,7 +186,7 @@ class Intake:
                 self._record_rejection(entry.path.stem, [self._workspace.inbox / entry.path], None, reason, outcome)
                 return
             outcome.next_look = min(outcome.next_look, until)
-        outcome.waiting.append(waiting)
+        outcome.wait(waiting.path, waiting.reason)
 
     def _reject(self, drop: Drop, reason: str, outcome: _Outcome) -> None:
         folder = self._workspace.inbox / drop.folder if drop.folder else None
@@ -172,7 +197,9 @@ class Intake:
         self, name: str, files: list[Path], folder: Path | None, reason: str, outcome: _Outcome
     ) -> None:
         try:
-            job = reject_drop(self._store, self._workspace, name=name, files=files, folder=folder, reason=reason)
+            job = reject_drop(
+                self._store, self._workspace, name=name, files=files, folder=folder, reason=one_line(reason)
+            )
         except WorkspaceError as error:
             outcome.wait(Path(name), str(error), until=self._clock() + self._settings.settle_seconds)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -9,6 +10,8 @@ from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Final
+
+from storage.refusal import refusal_sentence
 
 LOGGER: Final = "nst"
 _FILE_BYTES: Final = 2_000_000
@@ -41,9 +44,38 @@ def speak(*, as_json: bool) -> logging.Logger:
     return logger
 
 
-def line_file(path: Path) -> RotatingFileHandler:
+class LineFile(RotatingFileHandler):
+    """A log file whose disk may refuse: what it does not take is lost, and that is said once on standard error."""
+
+    _refusal: OSError | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, to a file that is opened anew after a refusal."""
+        before, self._refusal = self._refusal, None
+        super().emit(record)
+        if before is None and self._refusal is not None:
+            sentence = refusal_sentence(
+                f"The log file {self.baseFilename} cannot be written", self._refusal, "check its folder"
+            )
+            sys.stderr.write(f"{sentence}\n")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Note a refusal; what else goes wrong is a fault of the program and told as logging does."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._refusal = error
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            # What it still holds would be refused again.
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+def line_file(path: Path) -> LineFile:
     """A file that takes ready lines and is rotated: at most five old ones of 2 MB are kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=_FILES_KEPT, encoding="utf-8")
+    handler = LineFile(path, maxBytes=_FILE_BYTES, backupCount=_FILES_KEPT, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(message)s"))
     return handler

@@ -25,10 +25,11 @@ from flows.bulk import bulk
 from flows.collection import collection_names, misnamed_collections, read_collection
 from flows.decoding import GuardedDecoder
 from flows.errors import CollectionError, OrchestrationError
-from flows.leases import keeping
+from flows.leases import LOCK_PATIENCE_SECONDS, keeping
 from flows.night import carry_out, look, sentence_on
 from flows.night_report import finish_night
 from flows.settings import Settings, load_settings
+from flows.silence import go_on_in_silence
 from storage.database import open_database
 from storage.errors import DatabaseError
 from storage.jobs import JobStore, utc_now
@@ -56,9 +57,10 @@ def nightly(collection: str | None = None, home: str | None = None, night: str |
     collection cannot be read. When it is cancelled, so are its nights with their jobs; when its process has to end,
     the nights wait for another run.
     """
+    go_on_in_silence()
     settings = load_settings(home=Path(home) if home else None)
     workspace = Workspace(settings.home)
-    with open_database(workspace.database_path) as database:
+    with open_database(workspace.database_path, patience_seconds=LOCK_PATIENCE_SECONDS) as database:
         run = _Run(settings, workspace, JobStore(database), NightStore(database), str(flow_run.id), [])
         token = night_run.set(run.id)
         try:

@@ -7,11 +7,13 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 from flows import chunks
 from flows.chunks import Chunk, Environment, Stretch, Work
+from flows.errors import ClusterLostError
 from nst_engine.transfer import TransferState
 
 if TYPE_CHECKING:
@@ -93,18 +95,29 @@ class LocalOptimisation:
 
 class RemoteOptimisation:
     """The optimisation on a GPU worker of the Dask cluster at `address` ("tcp://host:port"). Where jobs wait for the
-    same GPU, the chunks of higher `priority` go first.
+    same GPU, the chunks of higher `priority` go first. A scheduler at "tls://host:port" is shown the `certificates` of
+    this folder.
 
     A lost worker or scheduler costs what was computed since the last `state()`. Raises ClusterLostError when no
     scheduler answered for `patience_seconds`, and WorkerLostError when the job's workers die again and again at
     the same place.
     """
 
-    def __init__(self, address: str, work: Work, *, priority: float, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        work: Work,
+        *,
+        priority: float,
+        patience_seconds: float,
+        certificates: Path | None = None,
+    ) -> None:
         # Imported here: Dask costs a second, and `nst run` needs none.
         from flows.conversation import Conversation
 
-        self._conversation = Conversation(address, work, priority=priority, patience_seconds=patience_seconds)
+        self._conversation = Conversation(
+            address, work, priority=priority, patience_seconds=patience_seconds, certificates=certificates
+        )
         # Dask's own blocking client would keep the caller from its lease whenever the cluster hangs.
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread
@@ -119,36 +132,52 @@ class RemoteOptimisation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._step is not None:
-            self._step.cancel()
-        self._submit(self._conversation.close()).result()
-        self._submit(_cancel_other_tasks()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        if self._thread.is_alive():
+            if self._step is not None:
+                self._step.cancel()
+            self._submit(self._conversation.close()).result()
+            self._submit(_cancel_other_tasks()).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
         self._loop.close()
 
     def stretches(self) -> Iterator[Stretch | None]:
         """See Optimisation."""
         while True:
             self._step = self._submit(self._conversation.next_stretch())
-            stretch = yield from _pulse(self._step)
+            stretch = yield from _pulse(self._step, self._thread)
             yield stretch
             if stretch.finished:
                 return
 
     def state(self) -> TransferState:
         """See Optimisation."""
-        return self._submit(self._conversation.state()).result()
+        return _last(_pulse(self._submit(self._conversation.state()), self._thread))
 
     def _submit(self, coroutine: Coroutine[Any, Any, Value]) -> Future[Value]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
 
-def _pulse(step: Future[Value]) -> Generator[None, None, Value]:
-    """None again and again until the step is done, then its result."""
+def _pulse(step: Future[Value], thread: threading.Thread | None = None) -> Generator[None, None, Value]:
+    """None again and again until the step is done, then its result.
+
+    Raises ClusterLostError when `thread`, which does it, has died.
+    """
     while not wait([step], timeout=_PULSE_SECONDS).done:
+        if thread is not None and not thread.is_alive():
+            raise ClusterLostError("The thread that talks to the GPU workers has died; see the log of this process.")
         yield None
     return step.result()
+
+
+def _last(pulses: Generator[None, None, Value]) -> Value:
+    """What comes after all the pulses."""
+    while True:
+        try:
+            next(pulses)
+        except StopIteration as done:
+            value: Value = done.value
+            return value
 
 
 async def _cancel_other_tasks() -> None:

@@ -86,4 +86,6 @@ def overrides_of(settings: Sequence[str] | None) -> dict[str, Any]:
 
 def print_json(value: object) -> None:
     """Print a document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # A byte of a name that is no UTF-8 cannot be printed.
+    sys.stdout.write(text.encode(errors="replace").decode() + "\n")

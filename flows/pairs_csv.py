@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from flows.drop_settings import read_text
 from flows.errors import CollectionError
+from flows.toml_file import read_text
 from nst_engine.config import TransferConfig, did_you_mean
 from nst_engine.errors import ConfigError
 

@@ -20,35 +20,46 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.access import SERVER_AUTH, basic_authorization, use_prefect_auth
+from flows.addresses import is_loopback
 from flows.errors import OrchestrationError, ServiceError
 from flows.lifeline import end_with_parent
 from flows.listening import leave_on_signals, listen
+from flows.prefect_database import end_without
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
     from flows.settings import Settings
 
+DATABASE = "prefect.db"
 COLLECT_SECONDS = 5.0
 POLL_SECONDS = 0.2
+# Where nobody listens that is known at once; a server that is there may be slow on a busy machine.
+PATIENCE_SECONDS = 30.0
 # Open connections, such as a dashboard's, are cut after this when the server is told to end.
 DRAIN_SECONDS = 2
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT, then exit with code 0; with code 1 and a sentence when the port is taken."""
+    """Serve until SIGTERM or SIGINT, then exit with code 0.
+
+    With code 1 and a sentence when the port is taken, or when others could reach it without a password.
+    """
     parser = argparse.ArgumentParser(description="Run the Prefect server of the service.")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, default=4200, help="the port to listen on")
     options = parser.parse_args()
     leave_on_signals()
     end_with_parent()
+    if not is_loopback(options.host) and not os.environ.get(SERVER_AUTH):
+        sys.exit(f"Other machines can reach {options.host}; set {SERVER_AUTH} to the USER:PASSWORD to ask them for.")
     try:
         # Bound before the seconds of Prefect's import, so that a taken port is told of at once.
         bound = listen(options.host, options.port, setting="prefect_port")
     except ServiceError as error:
         sys.exit(str(error))
-    _serve(bound)
+    _serve(bound, host=options.host)
 
 
 def server_environment(home: Path, *, host: str, port: int) -> dict[str, str]:
@@ -59,7 +70,7 @@ def server_environment(home: Path, *, host: str, port: int) -> dict[str, str]:
     prefect_home = home / "prefect"
     return {
         "PREFECT_HOME": str(prefect_home),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{prefect_home / 'prefect.db'}",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{prefect_home / DATABASE}",
         "PREFECT_API_URL": api_url(host, port),
         # Relative: the dashboard asks the server it came from, also through a tunnel, a proxy or another name.
         "PREFECT_SERVER_UI_API_URL": "/api",
@@ -98,21 +109,25 @@ def use_service_api(settings: Settings) -> None:
     Raises OrchestrationError when nobody answers there.
     """
     url = service_api(settings)
-    if not _healthy(f"{url}/health"):
+    use_prefect_auth(settings)
+    if not _healthy(f"{url}/health", seconds=PATIENCE_SECONDS):
         raise OrchestrationError(f"No service runs for {settings.home} ({url} does not answer); start it with nst up.")
     os.environ["PREFECT_API_URL"] = url
     os.environ.setdefault("PREFECT_HOME", str(settings.home / "prefect"))
 
 
-def wait_until_healthy(url: str, *, timeout: float, alive: Callable[[], bool], path: str = "health") -> None:
+def wait_until_healthy(
+    url: str, *, timeout: float, alive: Callable[[], bool], path: str = "health", auth: str | None = None
+) -> None:
     """Return when the API at `url` (http://HOST:PORT/api) answers that it is healthy, or has what is at `path`.
 
+    `auth` is the USER:PASSWORD that it asks for; it says whether it is healthy without.
     Raises OrchestrationError when `alive()` says that the process that sees to that has ended, or after `timeout`
     seconds.
     """
     deadline = time.monotonic() + timeout
     while alive():
-        if _healthy(f"{url}/{path}"):
+        if _healthy(f"{url}/{path}", auth=auth):
             return
         if time.monotonic() >= deadline:
             raise OrchestrationError(
@@ -123,27 +138,33 @@ def wait_until_healthy(url: str, *, timeout: float, alive: Callable[[], bool], p
     raise OrchestrationError(f"{url}/{path}: who was to answer ended while it started; look at the log files.")
 
 
-def _healthy(url: str) -> bool:
+def _healthy(url: str, *, auth: str | None = None, seconds: float = 2.0) -> bool:
     # A proxy that the environment names knows nothing of this machine's ports.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    if auth is not None:
+        direct.addheaders = [("Authorization", basic_authorization(auth))]
     try:
-        with direct.open(url, timeout=2) as answer:
+        with direct.open(url, timeout=seconds) as answer:
             return bool(answer.status == 200)
     except (OSError, http.client.HTTPException):
         return False
 
 
-def _serve(bound: socket.socket) -> None:
+def _serve(bound: socket.socket, *, host: str) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
+    from flows.own_pages import OwnPagesOnly
+
     _begin_writes_immediately()
     let_schedules_plan_runs()
     app = create_app(final=True)
-    api = get_current_settings().server.api
+    settings = get_current_settings()
+    api = settings.server.api
     config = uvicorn.Config(
-        app,
+        # Who knows the password may come from anywhere.
+        app if os.environ.get(SERVER_AUTH) else OwnPagesOnly(app, host=host),
         log_level="warning",
         timeout_keep_alive=api.keepalive_timeout,
         ws_ping_interval=api.websocket_ping_interval,
@@ -151,6 +172,7 @@ def _serve(bound: socket.socket) -> None:
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = uvicorn.Server(config)
+    end_without(settings.home / DATABASE)
     _collect_garbage_in_a_thread(started=lambda: server.started)
     server.run(sockets=[bound])
 

@@ -5,6 +5,7 @@ the gallery are bounded. Results are never touched, nor is any job that waits or
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,8 @@ from storage.retention import GIVEN_UP, Place, RetentionStore
 from storage.workspace import Workspace
 
 _EVERY: Final = timedelta(minutes=10)
+# A clock that goes forward by more at once may be wrong, and what is thinned out is gone. So much later it is right.
+_LEAP: Final = timedelta(days=1)
 # What one call does at most, so that the jobs that wait behind it are not kept long.
 _FOLDERS_A_CALL: Final = 20
 _CURVES_A_CALL: Final = 500
@@ -40,11 +43,15 @@ class Retention:
         settings: Settings,
         *,
         clock: Callable[[], datetime] = utc_now,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._workspace = workspace
         self._settings = settings
         self._clock = clock
+        self._ticks = ticks
+        self._last_ticks = ticks()
+        self._not_before = self._last_ticks
         self._last: datetime | None = None
         self._thinned: Place | None = None
         self._said = set[str]()
@@ -58,7 +65,8 @@ class Retention:
         # A clock that was set back must not end it for as long.
         if self._last is not None and timedelta() <= now - self._last < _EVERY:
             return
-        self._last = now
+        if not self._trusts(now):
+            return
         done, problems = list[str](), list[StorageError]()
         for step in (self._keep_work, self._keep_curves, self._keep_thumbnails):
             try:
@@ -69,6 +77,21 @@ class Retention:
             logger.info("kept within the limits: %s", ", ".join(done))
         if problems:
             raise problems[0]
+
+    def _trusts(self, now: datetime) -> bool:
+        """Whether it may be as late as the clock says, by a clock that nobody sets."""
+        ticks = self._ticks()
+        if self._last is not None:
+            leap = now - self._last - timedelta(seconds=ticks - self._last_ticks)
+            if leap > _LEAP:
+                logger.warning(
+                    "The clock went forward by %.0f days at once; nothing is cleaned up for a day.", leap / _LEAP
+                )
+                self._not_before = ticks + _LEAP.total_seconds()
+            elif leap < -_LEAP:
+                self._not_before = ticks
+        self._last, self._last_ticks = now, ticks
+        return ticks >= self._not_before
 
     def _keep_work(self, now: datetime, problems: list[StorageError]) -> list[str]:
         freed = leftovers.remove_aside(self._workspace)

@@ -3,6 +3,7 @@ published under the new name at once."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from flows.claim import bring_pictures, copy_dropped_files
 from flows.errors import PictureGoneError
+from flows.published import complete_published
 from flows.report import (
     LOSS_PLOT,
     RECORD,
@@ -27,6 +29,7 @@ from nst_engine.images import decode
 from storage.errors import JobStateError, WorkspaceError
 from storage.jobs import JobStore
 from storage.models import Job
+from storage.refusal import is_refusal
 from storage.workspace import Workspace
 
 
@@ -52,14 +55,20 @@ def reuse_twin(store: JobStore, workspace: Workspace, job: Job, *, out: Path | N
                 f"The result of job {twin.id} cannot be copied to {folder} ({error}); drop the pictures again."
             ) from error
         workspace.publish(job.id, destination)
-    store.reuse(
-        job.id,
-        twin_id=twin.id,
-        result_folder=str(destination),
-        result_files=result_files(job),
-        rows=int(twin.result_rows or 0),
-        columns=int(twin.result_columns or 0),
-    )
+    try:
+        store.reuse(
+            job.id,
+            twin_id=twin.id,
+            result_folder=str(destination),
+            result_files=result_files(job),
+            rows=int(twin.result_rows or 0),
+            columns=int(twin.result_columns or 0),
+        )
+    except JobStateError:
+        # Cancelled while it was copied: nobody would know of the copy.
+        if out is None and store.get(job.id).result_folder != str(destination):
+            workspace.take_back(job.id, destination)
+        raise
     workspace.discard(job.id)
     return True
 
@@ -67,7 +76,7 @@ def reuse_twin(store: JobStore, workspace: Workspace, job: Job, *, out: Path | N
 def reuse_or_fail(store: JobStore, workspace: Workspace, job: Job) -> bool:
     """Reuse a twin's result for a job that nobody waits for: what goes wrong fails the job.
 
-    False where the job is still to be run.
+    False where the job is still to be run, also since a disk refuses, for which a run can wait.
     """
     try:
         return reuse_twin(store, workspace, job)
@@ -75,7 +84,11 @@ def reuse_or_fail(store: JobStore, workspace: Workspace, job: Job) -> bool:
         # Somebody has cancelled it meanwhile.
         return True
     except (WorkspaceError, PictureGoneError) as error:
-        store.fail(job.id, attempt=None, error=str(error))
+        if is_refusal(error):
+            return False
+        with contextlib.suppress(JobStateError):
+            if not complete_published(store, job.id):
+                store.fail(job.id, attempt=None, error=str(error))
         return True
 
 

@@ -18,12 +18,9 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Crashed, Scheduled
 
 from flows.errors import OrchestrationError
+from flows.prefect_names import BULK, NIGHTLY, STYLIZE
 from storage.models import Job, Night
 
-WORK_POOL: Final = "nst"
-STYLIZE: Final = "stylize/stylize"
-BULK: Final = "bulk/bulk"
-NIGHTLY: Final = "nightly/nightly"
 _PAGE: Final = 200
 
 
@@ -50,6 +47,10 @@ def _failing_as_one() -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, PrefectException, RuntimeError) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+            raise OrchestrationError(
+                "Prefect's API asks for another user and password; set prefect_auth in nst.toml, or NST_PREFECT_AUTH."
+            ) from error
         raise OrchestrationError(
             f"Prefect's API does not answer ({str(error) or type(error).__name__}); see logs/prefect.log in the home."
         ) from error
@@ -141,9 +142,15 @@ class Runs:
 
     def _submit(self, deployment: str, *, name: str, parameters: dict[str, object], tags: list[str], key: str) -> str:
         with prefect_client() as client:
-            run = client.create_flow_run_from_deployment(
+            try:
                 # Asked for each time: Prefect's database may have been made anew, and the deployments with it.
-                client.read_deployment_by_name(deployment).id,
+                known = client.read_deployment_by_name(deployment)
+            except ObjectNotFound as error:
+                raise OrchestrationError(
+                    f"Prefect does not know the deployment {deployment}; the flow worker makes it anew."
+                ) from error
+            run = client.create_flow_run_from_deployment(
+                known.id,
                 name=name,
                 parameters=parameters,
                 tags=tags,

@@ -22,7 +22,8 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.collection import collection_names
 from flows.errors import OrchestrationError
-from flows.runs import NIGHTLY, prefect_client
+from flows.prefect_names import NIGHTLY
+from flows.runs import prefect_client
 from flows.settings import OFF, Settings
 from storage.workspace import Workspace
 

@@ -1,33 +1,37 @@
 """The sensor: looks at the inbox whenever something changes there, and at intervals anyway, and keeps the dispatcher at
-work in a thread beside. Events only wake it; the listing is the truth. Where the system tells of no changes
-(network folders, used-up limits) it looks more often instead."""
+work in a thread beside. Events only wake it; the listing is the truth."""
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
-
+from flows import heartbeat
+from flows.checked_picture import CheckedPicture
+from flows.daily_backup import DailyBackup
 from flows.dashboard import publish_inbox
 from flows.decoding import GuardedDecoder
 from flows.dispatch import Dispatcher
 from flows.errors import CollectionError, InboxMissingError, OrchestrationError, ServiceError
 from flows.intake import Intake, Look
+from flows.night import sentence_on
+from flows.notify import Notifier
 from flows.retention import Retention
 from flows.runs import Runs
+from flows.said_once import SaidOnce
 from flows.schedule import ScheduleKeeper
 from flows.settings import Settings
+from flows.strays import take_back_strays
+from flows.watcher import Watcher
 from storage.database import open_database
 from storage.errors import StorageError
-from storage.jobs import JobStore
+from storage.jobs import JobStore, utc_now
 from storage.models import Job, JobState
 from storage.nights import NightStore
 from storage.retention import RetentionStore
@@ -35,90 +39,8 @@ from storage.workspace import Workspace
 
 _COALESCE_SECONDS: Final = 0.2
 _DISPATCH_SECONDS: Final = 2.0
-# Where no events come, since the kernel does not see what other machines write.
-_BLIND: Final = ("nfs", "cifs", "smb", "fuse", "9p", "vboxsf", "virtiofs", "ncpfs", "afs", "ceph", "gluster", "prl_fs")
 
 logger = logging.getLogger("nst")
-
-
-class Watcher:
-    """Sets `wake` whenever something changes in a folder; `check` mends it where it has broken."""
-
-    def __init__(self, folder: Path, wake: threading.Event, *, mode: str) -> None:
-        self._folder = folder
-        self._wake = wake
-        self._polls = mode == "polling" or (mode == "auto" and is_blind(folder))
-        self._observer: BaseObserver | None = None
-        self._watched: tuple[int, int] | None = None
-        if self._polls:
-            logger.info("%s tells of no changes; it is looked at every few seconds", folder)
-
-    @property
-    def polls(self) -> bool:
-        """Whether nothing will be told, and the folder has to be looked at often."""
-        return self._polls
-
-    def check(self) -> None:
-        """Watch the folder that is there now, with threads that live."""
-        if self._polls:
-            return
-        try:
-            status = self._folder.stat()
-        except OSError:
-            # The folder that comes back may have the same number.
-            self.close()
-            return
-        place = (status.st_dev, status.st_ino)
-        if self._observer is not None and place == self._watched and self._is_alive(self._observer):
-            return
-        self.close()
-        observer = Observer()
-        observer.schedule(_Waker(self._wake), str(self._folder), recursive=True)
-        try:
-            observer.start()
-        except OSError as error:
-            # Of a native watcher's limits one hits the service when another program has used them up.
-            logger.warning("%s cannot be watched (%s); it is looked at every few seconds", self._folder, error)
-            self._polls = True
-            return
-        self._observer, self._watched = observer, place
-        self._wake.set()
-
-    def close(self) -> None:
-        """Stop watching."""
-        if self._observer is not None:
-            self._observer.stop()
-            self._observer.join()
-            self._observer = None
-
-    @staticmethod
-    def _is_alive(observer: BaseObserver) -> bool:
-        return observer.is_alive() and all(emitter.is_alive() for emitter in observer.emitters)
-
-
-class _Waker(FileSystemEventHandler):
-    def __init__(self, wake: threading.Event) -> None:
-        self._wake = wake
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        # Reading the inbox is an event too, and must not lead to the next reading.
-        if event.event_type not in ("opened", "closed_no_write"):
-            self._wake.set()
-
-
-def is_blind(folder: Path, *, mounts: Path = Path("/proc/self/mounts")) -> bool:
-    """Whether the folder lies on a filesystem of which the kernel does not see all changes."""
-    if not mounts.is_file():
-        return False
-    folder = folder.resolve()
-    best, kind = "", ""
-    for line in mounts.read_text(errors="replace").splitlines():
-        _, place, filesystem, *_ = line.split(" ")
-        place = place.replace("\\040", " ")
-        # Of two at one place the later hides the earlier.
-        if folder.is_relative_to(place) and len(place) >= len(best):
-            best, kind = place, filesystem
-    return kind.startswith(_BLIND)
 
 
 class Sensor:
@@ -131,8 +53,12 @@ class Sensor:
         self._dispatch = threading.Event()
         self._workspace = Workspace(settings.home)
         self._waiting: frozenset[str] = frozenset()
+        # A disk may be away for days, and is looked for every few seconds.
+        self._troubles = {what: SaidOnce() for what in ("look", "dispatch", "beat", "schedule")}
+        self._inbox_is_mounted = False
+        self._strays_taken = False
+        self._backup = DailyBackup(self._workspace.database_path, keep=settings.keep_backups)
         self._schedule = ScheduleKeeper(settings)
-        self._unplanned = ""
         self._dispatcher_died = False
 
     def run(self) -> None:
@@ -148,21 +74,23 @@ class Sensor:
                 store,
                 self._workspace,
                 self._settings,
-                check=decoder.check,
+                check=self._checked_by(decoder),
                 clock=time.monotonic,
                 on_job=self._tell_new,
             )
             watcher = Watcher(self._workspace.inbox, self._wake, mode=self._settings.watcher)
-            retention = Retention(RetentionStore(database), self._workspace, self._settings)
+            kept = RetentionStore(database)
+            retention = Retention(kept, self._workspace, self._settings)
             with self._dispatching(store, NightStore(database), retention):
                 try:
                     while not self._stop.is_set():
                         watcher.check()
                         with decoder:
-                            look = self._look(intake)
+                            look = self._look(intake, kept)
                         self._wait(look, polls=watcher.polls)
                 finally:
                     watcher.close()
+        heartbeat.end(self._settings.home)
         if self._dispatcher_died:
             raise ServiceError("The sensor's dispatcher died of the error above; start the sensor again.")
 
@@ -171,12 +99,18 @@ class Sensor:
         self._wake.set()
         self._dispatch.set()
 
-    def _look(self, intake: Intake) -> Look | None:
+    def _look(self, intake: Intake, kept: RetentionStore) -> Look | None:
         self._wake.clear()
-        try:
+        look = None
+        with self._troubles["look"].logged(InboxMissingError, ServiceError, StorageError):
+            heartbeat.beat(self._settings.home, "sensor")
+            self._require_inbox_disk()
+            if not self._strays_taken:
+                for folder in take_back_strays(kept, self._workspace):
+                    logger.warning("%s: the database knows nothing of its job, which begins anew", folder)
+                self._strays_taken = True
             look = intake.look()
-        except (InboxMissingError, ServiceError, StorageError) as error:
-            logger.warning("%s", error)
+        if look is None:
             return None
         if look.claimed or look.rejected:
             self._dispatch.set()
@@ -185,6 +119,24 @@ class Sensor:
             logger.info("inbox: %s", reason)
         self._waiting = reasons
         return look
+
+    def _checked_by(self, decoder: GuardedDecoder) -> Callable[[Path], CheckedPicture]:
+        def check(path: Path) -> CheckedPicture:
+            # A look at many large pictures takes long, and is no sign of death.
+            heartbeat.beat(self._settings.home, "sensor")
+            return decoder.check(path)
+
+        return check
+
+    def _require_inbox_disk(self) -> None:
+        """Raise InboxMissingError when the inbox was a disk of its own and now is the folder that was beneath."""
+        is_mounted = os.path.ismount(self._workspace.inbox.resolve())
+        if self._inbox_is_mounted and not is_mounted:
+            raise InboxMissingError(
+                f"{self._workspace.inbox}: the disk of the inbox is away, and what lies beneath it is no drop; mount "
+                "it again, or start the service again to go on with the folder as it is."
+            )
+        self._inbox_is_mounted = is_mounted
 
     def _wait(self, look: Look | None, *, polls: bool) -> None:
         longest = self._settings.settle_seconds if polls or look is None else self._settings.rescan_seconds
@@ -195,36 +147,48 @@ class Sensor:
 
     @contextmanager
     def _dispatching(self, store: JobStore, nights: NightStore, retention: Retention) -> Iterator[None]:
-        dispatcher = Dispatcher(
-            store, self._workspace, self._settings, Runs(self._settings.home), nights=nights, on_end=tell_end
-        )
-        thread = threading.Thread(target=self._keep_dispatching, args=(dispatcher, retention), name="dispatcher")
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            self._dispatch.set()
-            thread.join()
+        with Notifier(self._settings.notify or (), on=self._settings.notify_on.split()) as notifier:
 
-    def _keep_dispatching(self, dispatcher: Dispatcher, retention: Retention) -> None:
-        said, shown = "", frozenset[str]()
+            def on_end(job: Job) -> None:
+                tell_end(job)
+                notifier.job_ended(job)
+
+            dispatcher = Dispatcher(
+                store, self._workspace, self._settings, Runs(self._settings.home), nights=nights, on_end=on_end
+            )
+            ended_nights = EndedNights(nights, notifier)
+            thread = threading.Thread(
+                target=self._keep_dispatching, args=(dispatcher, retention, ended_nights), name="dispatcher"
+            )
+            thread.start()
+            try:
+                yield
+            finally:
+                self._stop.set()
+                self._dispatch.set()
+                thread.join()
+
+    def _keep_dispatching(self, dispatcher: Dispatcher, retention: Retention, ended_nights: EndedNights) -> None:
+        shown = frozenset[str]()
         try:
             while not self._stop.is_set():
                 self._dispatch.clear()
-                try:
+                with self._troubles["beat"].logged(StorageError):
+                    heartbeat.beat(self._settings.home, "dispatcher")
+                with self._troubles["dispatch"].logged(
+                    OrchestrationError, StorageError, more=" Jobs wait until it does."
+                ):
+                    ended_nights.tell()
                     dispatcher.cycle()
                     if (waiting := self._waiting) != shown:
                         publish_inbox(sorted(waiting))
                         shown = waiting
-                except (OrchestrationError, StorageError) as error:
-                    if str(error) != said:
-                        logger.warning("%s Jobs wait until it does.", error)
-                    said = str(error)
-                else:
-                    said = ""
-                self._keep_schedule()
+                with self._troubles["schedule"].logged(
+                    OrchestrationError, CollectionError, more=" The schedule of the nights is looked after then."
+                ):
+                    self._schedule.keep()
                 self._keep_limits(retention)
+                self._backup.look()
                 self._dispatch.wait(_DISPATCH_SECONDS)
         finally:
             # A sensor that claims and never submits would go unnoticed; one that has ended is started again.
@@ -239,20 +203,25 @@ class Sensor:
         except StorageError as error:
             logger.warning("%s", error)
 
-    def _keep_schedule(self) -> None:
-        try:
-            self._schedule.keep()
-        except (OrchestrationError, CollectionError) as error:
-            if str(error) != self._unplanned:
-                logger.warning("%s The schedule of the nights is looked after then.", error)
-            self._unplanned = str(error)
-        else:
-            self._unplanned = ""
-
     @staticmethod
     def _tell_new(job: Job) -> None:
         if job.state is not JobState.REJECTED:
             logger.info("%s: waits for its turn (job %s)", job.name, job.id)
+
+
+class EndedNights:
+    """Tells the notifier of each night that ended since this was made, whatever process has ended it."""
+
+    def __init__(self, nights: NightStore, notifier: Notifier) -> None:
+        self._nights = nights
+        self._notifier = notifier
+        self._told = utc_now()
+
+    def tell(self) -> None:
+        """Tell of those that ended since the last call."""
+        for night in self._nights.finished_after(self._told):
+            self._notifier.night_ended(sentence_on(night))
+            self._told = night.finished_at or self._told
 
 
 def tell_end(job: Job) -> None:

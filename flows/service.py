@@ -15,17 +15,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from flows.access import CLIENT_AUTH, SERVER_AUTH, exposed_secrets, prefect_auth, require_access, use_prefect_auth
+from flows.certificates import has_certificates, require_certificates
 from flows.gallery.links import GALLERY_URL, gallery_url
 from flows.lifeline import end_with_parent
 from flows.locks import only_one
+from flows.prefect_names import BULK
 from flows.prefect_server import server_environment, service_api, wait_until_healthy
 from flows.settings import Settings
 from flows.supervisor import Part, Supervisor
+from storage.damage import require_sound
 from storage.workspace import Workspace, check_writable
 
 SERVICE_LOCK: Final = "service.lock"
 SENSOR_LOCK: Final = "sensor.lock"
 README: Final = "README.txt"
+# What Dask's nanny writes when the worker's process died.
+_NANNY_RESTARTS: Final = "Restarting worker"
 _SERVER_START_SECONDS: Final = 180.0
 _FLOW_WORKER_START_SECONDS: Final = 120.0
 
@@ -33,16 +39,23 @@ _FLOW_WORKER_START_SECONDS: Final = 120.0
 def up(settings: Settings, *, as_json: bool, say: Callable[[str], None]) -> None:
     """Run the whole service until SIGTERM or Ctrl-C. `say` tells the user where things are.
 
-    Raises ServiceError when another one runs for the same home, OrchestrationError when the Prefect server does
-    not start, StorageError when the home cannot be written to.
+    Raises SettingsError when others could reach it without a password or certificates, ServiceError when another one
+    runs for the same home, OrchestrationError when the Prefect server does not start, StorageError when the home
+    cannot be written to or the database is damaged.
     """
+    url = os.environ.get("PREFECT_API_URL")
+    require_access(settings, prefect=url is None, gallery=True, scheduler=settings.scheduler is None)
+    scheduler = scheduler_address(settings)
+    require_certificates(scheduler, settings.certificates)
     workspace = Workspace(settings.home)
     check_writable(settings.home)
     workspace.create()
+    require_sound(workspace.database_path)
     write_readme(settings.home)
-    url = os.environ.get("PREFECT_API_URL")
+    for sentence in exposed_secrets(settings):
+        say(sentence)
     api = service_api(settings)
-    scheduler = settings.scheduler or f"tcp://{reachable(settings.host)}:{settings.scheduler_port}"
+    auth = prefect_auth(settings)
     gallery = gallery_url(settings.host, settings.gallery_port)
     environment = {
         "NST_HOME": str(settings.home),
@@ -52,13 +65,14 @@ def up(settings: Settings, *, as_json: bool, say: Callable[[str], None]) -> None
         "PREFECT_HOME": str(settings.home / "prefect"),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "DO_NOT_TRACK": "1",
+        **({CLIENT_AUTH: auth} if auth else {}),
     }
     parts = []
     if url is None:
-        parts.append(_server(settings, api))
+        parts.append(_server(settings, api, auth))
     if settings.scheduler is None:
         parts += [_scheduler(settings), *gpu_workers(settings, scheduler)]
-    parts += [_flow_worker(environment, api), _sensor(environment, as_json=as_json), _gallery(environment)]
+    parts += [_flow_worker(environment, api, auth), _sensor(environment, as_json=as_json), _gallery(environment)]
     with only_one(settings.home / SERVICE_LOCK, what="nst up"), _stopped_by_signals() as stop:
         supervisor = Supervisor(parts, logs=settings.home / "logs", stop=stop)
 
@@ -73,7 +87,12 @@ def up(settings: Settings, *, as_json: bool, say: Callable[[str], None]) -> None
 
 
 def work(settings: Settings, scheduler: str, *, say: Callable[[str], None]) -> None:
-    """Run this machine's GPU workers for the scheduler at `scheduler` until SIGTERM or Ctrl-C."""
+    """Run this machine's GPU workers for the scheduler at `scheduler` until SIGTERM or Ctrl-C.
+
+    Raises SettingsError when it is reached by TLS and there are no certificates for it.
+    """
+    require_certificates(scheduler, settings.certificates)
+    Workspace(settings.home).create_home()
     workers = gpu_workers(settings, scheduler)
     with _stopped_by_signals() as stop:
 
@@ -84,10 +103,16 @@ def work(settings: Settings, scheduler: str, *, say: Callable[[str], None]) -> N
 
 
 def sense(settings: Settings, *, say: Callable[[str], None]) -> None:
-    """Run the sensor in this process until SIGTERM or Ctrl-C, for the Prefect API at PREFECT_API_URL."""
+    """Run the sensor in this process until SIGTERM or Ctrl-C, for the Prefect API at PREFECT_API_URL.
+
+    Raises ServiceError when another one runs for the same home, StorageError when the database is damaged.
+    """
+    require_sound(Workspace(settings.home).database_path)
     from flows.sensor import Sensor
 
     end_with_parent()
+    use_prefect_auth(settings)
+    Workspace(settings.home).create_home()
     with only_one(settings.home / SENSOR_LOCK, what="A sensor"), _stopped_by_signals() as stop:
         sensor = Sensor(settings, stop=stop)
 
@@ -103,6 +128,8 @@ def sense(settings: Settings, *, say: Callable[[str], None]) -> None:
 def gpu_workers(settings: Settings, scheduler: str) -> list[Part]:
     """One worker a GPU, or one on the CPU, as the setting `device` says."""
     command = [sys.executable, "-m", "flows.cluster", "worker", "--scheduler", scheduler]
+    if scheduler.startswith("tls://"):
+        command += ["--certs", str(settings.certificates)]
     if settings.max_memory is not None:
         command += ["--max-memory", str(settings.max_memory)]
     if settings.xla:
@@ -111,13 +138,30 @@ def gpu_workers(settings: Settings, scheduler: str) -> list[Part]:
         command.append("--not-deterministic")
     gpus = _gpus() if settings.device == "auto" else []
     if not gpus:
-        return [Part("gpu-worker", [*command, "--device", settings.device])]
-    return [Part(f"gpu-worker-{gpu}", [*command, "--device", "gpu:0"], {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus]
+        return [Part("gpu-worker", [*command, "--device", settings.device], restart_sign=_NANNY_RESTARTS)]
+    return [
+        Part(
+            f"gpu-worker-{gpu}",
+            [*command, "--device", "gpu:0"],
+            {"CUDA_VISIBLE_DEVICES": gpu},
+            restart_sign=_NANNY_RESTARTS,
+        )
+        for gpu in gpus
+    ]
 
 
-def reachable(host: str) -> str:
+def scheduler_address(settings: Settings) -> str:
+    """The address of the scheduler: the one that is named, else this service's, by TLS where it has certificates."""
+    if settings.scheduler is not None:
+        return settings.scheduler
+    scheme = "tls" if has_certificates(settings.certificates) else "tcp"
+    return f"{scheme}://{_reachable(settings.host)}:{settings.scheduler_port}"
+
+
+def _reachable(host: str) -> str:
     """The address under which processes on this machine find one that listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
+    place = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{place}]" if ":" in place else place
 
 
 def write_readme(home: Path) -> None:
@@ -127,7 +171,7 @@ def write_readme(home: Path) -> None:
         readme.write_text(Path(__file__).with_name("home_readme.txt").read_text(encoding="utf-8"), encoding="utf-8")
 
 
-def _server(settings: Settings, api: str) -> Part:
+def _server(settings: Settings, api: str, auth: str | None) -> Part:
     def ready(alive: Callable[[], bool]) -> None:
         wait_until_healthy(api, timeout=_SERVER_START_SECONDS, alive=alive)
 
@@ -136,20 +180,24 @@ def _server(settings: Settings, api: str) -> Part:
     return Part(
         "prefect",
         [sys.executable, "-m", "flows.prefect_server", "--host", host, "--port", str(port)],
-        server_environment(settings.home, host=host, port=port),
+        {**server_environment(settings.home, host=host, port=port), **({SERVER_AUTH: auth} if auth else {})},
         ready,
     )
 
 
 def _scheduler(settings: Settings) -> Part:
     place = ["--host", settings.host, "--port", str(settings.scheduler_port)]
+    if has_certificates(settings.certificates):
+        place += ["--certs", str(settings.certificates)]
     return Part("scheduler", [sys.executable, "-m", "flows.cluster", "scheduler", *place])
 
 
-def _flow_worker(environment: dict[str, str], api: str) -> Part:
+def _flow_worker(environment: dict[str, str], api: str, auth: str | None) -> Part:
     def ready(alive: Callable[[], bool]) -> None:
         # It makes the deployments before anything else; the sensor needs them.
-        wait_until_healthy(api, path="deployments/name/bulk/bulk", timeout=_FLOW_WORKER_START_SECONDS, alive=alive)
+        wait_until_healthy(
+            api, path=f"deployments/name/{BULK}", timeout=_FLOW_WORKER_START_SECONDS, alive=alive, auth=auth
+        )
 
     return Part("flow-worker", [sys.executable, "-m", "flows.flow_worker"], environment, ready)
 

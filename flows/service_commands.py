@@ -12,7 +12,11 @@ from flows.options import Device, Home, JobReference, Json, existing_store, prin
 
 LogJson = Annotated[bool, typer.Option("--log-json", help="Write what happens as JSON lines.")]
 Scheduler = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="The Dask scheduler, such as tcp://gpu1:8786 [default: this one].")
+    str | None, typer.Option(metavar="ADDRESS", help="The Dask scheduler, such as tls://gpu1:8786 [default: this one].")
+]
+Certificates = Annotated[
+    Path | None,
+    typer.Option("--certs", metavar="DIR", help="The certificates for a tls:// address [default: certs/ in the home]."),
 ]
 
 
@@ -45,38 +49,59 @@ def sensor(home: Home = None, log_json: LogJson = False) -> None:
     sense(settings_of(home), say=logger.info)
 
 
-def worker(home: Home = None, scheduler: Scheduler = None, device: Device = None, log_json: LogJson = False) -> None:
+def worker(
+    home: Home = None,
+    scheduler: Scheduler = None,
+    certs: Certificates = None,
+    device: Device = None,
+    log_json: LogJson = False,
+) -> None:
     """Run this machine's GPU workers alone, one a GPU, for a scheduler here or elsewhere."""
     from flows.logs import speak
-    from flows.service import reachable, work
+    from flows.service import scheduler_address, work
 
     logger = speak(as_json=log_json)
     settings = settings_of(home, device=device)
-    address = scheduler or settings.scheduler or f"tcp://{reachable(settings.host)}:{settings.scheduler_port}"
-    work(settings, address, say=logger.info)
+    if certs is not None:
+        settings = settings.model_copy(update={"tls_folder": certs.absolute()})
+    if scheduler is not None:
+        settings = settings.model_copy(update={"scheduler": _checked(scheduler)})
+    work(settings, scheduler_address(settings), say=logger.info)
+
+
+def _checked(scheduler: str) -> str:
+    from flows.addresses import checked_scheduler
+    from flows.errors import SettingsError
+
+    try:
+        return checked_scheduler(scheduler)
+    except ValueError as error:
+        raise SettingsError(f"--scheduler {scheduler}: {error}.") from error
 
 
 def inbox(home: Home = None, as_json: Json = False) -> None:
     """Show what lies in the inbox: what is about to become a job, and what waits for something, and for what."""
+    from flows.drop_group import shown
     from flows.inbox import assess
     from flows.listing import scan
+    from flows.plain_text import one_line
     from flows.terminal import out, table
-    from storage.workspace import Workspace
+    from storage.workspace import Workspace, safe_name
 
     folder = Workspace(settings_of(home).home).inbox
     listing = scan(folder)
     assessment = assess(listing.entries)
     rows = [
-        (str(path), drop.problem or f"ready: becomes the job {drop.name}")
+        (path, one_line(drop.problem) if drop.problem else f"ready: becomes the job {safe_name(drop.name)}")
         for drop in assessment.drops
         for path in drop.taken
     ]
-    rows += [(str(waiting.path), waiting.reason) for waiting in assessment.waiting]
-    rows += [(str(path), "cannot be read; mend its permissions") for path in listing.unreadable]
+    rows += [(waiting.path, one_line(waiting.reason)) for waiting in assessment.waiting]
+    rows += [(path, "cannot be read; mend its permissions") for path in listing.unreadable]
     if as_json:
-        print_json([{"file": path, "state": state} for path, state in rows])
+        print_json([{"file": str(path), "state": state} for path, state in rows])
     elif rows:
-        out.print(table(None, ["file", "state"], [list(row) for row in rows]))
+        out.print(table(None, ["file", "state"], [[shown(path), state] for path, state in rows]))
     else:
         out.print(f"Nothing waits in {folder}.", markup=False)
 
@@ -141,12 +166,16 @@ def status(home: Home = None, as_json: Json = False) -> None:
 
 def cancel(job: JobReference, home: Home = None) -> None:
     """Cancel a job that waits or runs; its pictures stay in its folder under work/."""
+    from flows.published import cancel_job
     from storage.models import JobState
 
     store = existing_store(settings_of(home), job)
     found = store.find(job)
-    if store.ask_cancel(found.id) is JobState.CANCELLED:
+    state = cancel_job(store, found.id)
+    if state is JobState.CANCELLED:
         sys.stdout.write(f"Job {found.id} ({found.name}) is cancelled.\n")
+    elif state is JobState.COMPLETED:
+        sys.stdout.write(f"Job {found.id} ({found.name}) is done; the cancel came too late.\n")
     else:
         sys.stdout.write(f"Job {found.id} ({found.name}) is being cancelled.\n")
 
@@ -178,20 +207,38 @@ def retry(job: JobReference, home: Home = None) -> None:
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy, a new file.")], home: Home = None
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy: a new file, or the one to restore.")],
+    restore: Annotated[bool, typer.Option("--restore", help="Put FILE in place of the database.")] = False,
+    home: Home = None,
 ) -> None:
-    """Copy the database to a file, also while the service runs; the pictures are not in it."""
-    from storage.backup import back_up
+    """Copy the database to a file, also while the service runs, or put such a copy back; the pictures are not in it."""
+    from storage.backup import back_up, restore_command
     from storage.database import open_database
     from storage.errors import DatabaseError
     from storage.workspace import Workspace
 
-    path = Workspace(settings_of(home).home).database_path
+    place = settings_of(home).home
+    path = Workspace(place).database_path
+    if restore:
+        _restore(place, path, file)
+        return
     if not path.exists():
         raise DatabaseError(f"There is no database {path} to back up; name another home with --home.")
     with open_database(path) as database:
         size = back_up(database, file)
+    command = restore_command(path, file)
+    sys.stdout.write(f"{file} has {size / 1e6:.1f} MB. To restore it, stop the service and run `{command}`.\n")
+
+
+def _restore(home: Path, database: Path, backup: Path) -> None:
+    from flows.locks import only_one
+    from flows.service import SENSOR_LOCK, SERVICE_LOCK
+    from storage.backup import restore
+
+    with only_one(home / SERVICE_LOCK, what="nst up"), only_one(home / SENSOR_LOCK, what="A sensor"):
+        aside = restore(database, backup)
+    kept = f" The old one is {aside}." if aside else ""
     sys.stdout.write(
-        f"{file} has {size / 1e6:.1f} MB. To restore it, stop the service, put it in place of {path} and remove "
-        f"{path.name}-wal and {path.name}-shm beside that.\n"
+        f"{database} is now as {backup} was.{kept} Jobs made since are unknown to it: `nst up` takes up again those "
+        "whose pictures lie in work/; results stay in outbox/.\n"
     )

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import os
-import tomllib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
+from flows.addresses import checked_scheduler
 from flows.cron import check_cron
 from flows.errors import SettingsError
+from flows.toml_file import read_toml
 from nst_engine.config import did_you_mean
+from nst_engine.errors import ConfigError
 
 DEFAULT_HOME = Path("~/nst")
 OFF = "off"
@@ -37,14 +50,56 @@ def _known_zone(value: str) -> str:
     return value
 
 
+def _user_and_password(value: SecretStr) -> SecretStr:
+    user, _, password = value.get_secret_value().partition(":")
+    # Prefect's server fails at other characters, and some clients cut spaces off.
+    if not user or not password or not f"{user}{password}".isascii() or not f"{user}{password}".isprintable():
+        raise ValueError("give USER:PASSWORD in ASCII")
+    return value
+
+
+def _not_empty(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value():
+        raise ValueError("is empty; give a password, or leave the setting out")
+    return value
+
+
+def _addresses(value: object) -> object:
+    """As NST_NOTIFY has them, in one text: an address may have commas too, but not before the next one's scheme."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip(" \t\n,")
+    return re.split(r"[\s,]+(?=[\w.+-]+://)", text) if text else None
+
+
+def _address(value: SecretStr) -> SecretStr:
+    if "://" not in value.get_secret_value():
+        raise ValueError("give addresses of Apprise, such as mailto://USER:PASSWORD@HOST or ntfy://TOPIC")
+    return value
+
+
+def _notify_words(value: object) -> object:
+    words = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(words, list) or not set(words) <= {"failed", "night"}:
+        raise ValueError("give failed, night or both")
+    return " ".join(words)
+
+
 Nightly = Annotated[str, AfterValidator(_cron_or_off)]
+Address = Annotated[SecretStr, AfterValidator(_address)]
+Addresses = Annotated[tuple[Address, ...] | None, NoDecode, BeforeValidator(_addresses)]
+UserAndPassword = Annotated[SecretStr, AfterValidator(_user_and_password)]
+Password = Annotated[SecretStr, AfterValidator(_not_empty)]
+SchedulerAddress = Annotated[str, AfterValidator(checked_scheduler)]
 TimeZone = Annotated[str, AfterValidator(_known_zone)]
 
 
 class Settings(BaseSettings):
     """What a service is told once; a transfer's own settings are in its TransferConfig."""
 
-    model_config = SettingsConfigDict(env_prefix="NST_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="NST_", extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     home: Path = Field(DEFAULT_HOME, description="the folder of the service")
     max_megapixels: PositiveFloat = Field(100.0, description="larger pictures are refused before they are decoded")
@@ -84,10 +139,25 @@ class Settings(BaseSettings):
     prefect_port: Port = Field(4200, description="of Prefect's API and dashboard")
     gallery_port: Port = Field(4300, description="of the gallery")
     scheduler_port: Port = Field(8786, description="of the Dask scheduler")
-    scheduler: str | None = Field(None, description="the address of a Dask cluster to use instead of an own one")
+    scheduler: SchedulerAddress | None = Field(
+        None, description="the address of a Dask cluster to use instead of an own one; tls:// off this machine"
+    )
+    prefect_auth: UserAndPassword | None = Field(
+        None, description="USER:PASSWORD that Prefect's API and dashboard ask for"
+    )
+    gallery_password: Password | None = Field(None, description="what the gallery asks for, under any user name")
+    tls_folder: Path | None = Field(
+        None, description="the certificates of the Dask cluster, certs/ in the home if not given"
+    )
     nightly: Nightly = Field("0 1 * * *", description="when the collections' night begins, as cron has it, or off")
     time_zone: TimeZone | None = Field(
         None, description="of that time, such as Europe/Berlin; the machine's if not given"
+    )
+    notify: Addresses = Field(
+        None, description="where failures and ended nights are told: addresses of Apprise, such as ntfy://TOPIC"
+    )
+    notify_on: Annotated[str, BeforeValidator(_notify_words)] = Field(
+        "failed night", description="what is told there: failed jobs, ended nights or both"
     )
     keep_work_days: PositiveFloat = Field(
         30.0, description="the folder under work/ of a failed or cancelled job is kept so long"
@@ -98,6 +168,9 @@ class Settings(BaseSettings):
     keep_losses_days: PositiveFloat = Field(365.0, description="older loss curves are thinned out, to 200 points a job")
     keep_loss_points: PositiveInt = Field(
         20_000_000, description="above this in all, the oldest curves are thinned out earlier"
+    )
+    keep_backups: NonNegativeInt = Field(
+        7, description="backups of the database in backups/, one a day, of which so many are kept; 0 makes none"
     )
     keep_cache_gigabytes: PositiveFloat = Field(
         1.0, description="of thumbnails; those that were used least recently go first"
@@ -113,6 +186,16 @@ class Settings(BaseSettings):
         """The size limit in pixels."""
         return round(self.max_megapixels * 1_000_000)
 
+    @property
+    def certificates(self) -> Path:
+        """The folder of the Dask cluster's certificates, which need not be there."""
+        return self.home / (self.tls_folder.expanduser() if self.tls_folder else "certs")
+
+    @classmethod
+    def secret_keys(cls) -> set[str]:
+        """The settings whose values are never shown."""
+        return {key for key, field in cls.model_fields.items() if SecretStr.__name__ in repr(field.annotation)}
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -124,7 +207,9 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read the command line, then the environment, then nst.toml."""
         home = Path(init_settings()["home"])
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, home / "nst.toml")
+        path = home / "nst.toml"
+        given = read_toml(path)[1] if path.exists() else {}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=given)
 
 
 def load_settings(*, home: Path | None = None, device: str | None = None) -> Settings:
@@ -136,8 +221,8 @@ def load_settings(*, home: Path | None = None, device: str | None = None) -> Set
     given: dict[str, Any] = {"home": place} | ({} if device is None else {"device": device})
     try:
         return Settings(**given)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{place / 'nst.toml'}: is not valid TOML ({error}); mend that line.") from error
+    except ConfigError as error:
+        raise SettingsError(str(error)) from error
     except OSError as error:
         raise SettingsError(
             f"{place / 'nst.toml'}: cannot be read ({error.strerror}); mend its permissions."
@@ -149,7 +234,7 @@ def load_settings(*, home: Path | None = None, device: str | None = None) -> Set
             hint = did_you_mean(key, Settings.model_fields)
             raise SettingsError(f"{place / 'nst.toml'}: there is no setting '{key}'{hint}") from error
         message = first["msg"].removeprefix("Value error, ")
+        shown = key if key in Settings.secret_keys() else f"{key} = {first['input']}"
         raise SettingsError(
-            f"{key} = {first['input']}: {message[0].lower()}{message[1:]}; mend NST_{key.upper()} or "
-            f"{place / 'nst.toml'}."
+            f"{shown}: {message[0].lower()}{message[1:]}; mend NST_{key.upper()} or {place / 'nst.toml'}."
         ) from error

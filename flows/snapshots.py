@@ -75,7 +75,10 @@ def keep_snapshots(job_folder: Path, result: Path, *, iteration: int) -> None:
 
 def copy_snapshots(result_folder: Path, to: Path) -> None:
     """Copy the snapshots and the timelapse of one result folder to another. Raises OSError."""
-    shutil.copytree(result_folder / SNAPSHOTS, to / SNAPSHOTS, dirs_exist_ok=True)
+    (to / SNAPSHOTS).mkdir(exist_ok=True)
+    # One by one: copytree's error does not say what the disk refused.
+    for path in sorted((result_folder / SNAPSHOTS).glob("*.jpg")):
+        shutil.copy2(path, to / SNAPSHOTS / path.name)
     shutil.copy2(result_folder / TIMELAPSE, to / TIMELAPSE)
 
 

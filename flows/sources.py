@@ -12,6 +12,7 @@ from flows.checked_picture import CheckedPicture
 from nst_engine.config import TransferConfig, check_styles
 from nst_engine.encode import require_format
 from nst_engine.errors import ConfigError, ImageError
+from nst_engine.images import MAX_PIXELS
 from nst_engine.pictures import check_masks, content_size, style_size
 from storage.jobs import NewSource
 from storage.models import Role
@@ -47,9 +48,10 @@ def _check_fit(pictures: Sequence[tuple[Role, Path, CheckedPicture]], config: Tr
         with _naming(path):
             if role == "content":
                 size = content_size(config, shape)
+                _require_moderate(size, config, shape)
                 require_format(config, rows=size[0], columns=size[1])
             elif role == "style":
-                style_size(config, shape, content=size)
+                _require_moderate(style_size(config, shape, content=size), config, shape)
                 style_masks.append(None)
         if role == "style_mask":
             # One too many is counted like the others, and refused below.
@@ -62,6 +64,17 @@ def _check_fit(pictures: Sequence[tuple[Role, Path, CheckedPicture]], config: Tr
     if config.init == "picture" and not shapes["initial"]:
         raise ConfigError(
             "init = picture needs a picture to start from: give it with --init, or drop it as NAME_init.EXT."
+        )
+
+
+def _require_moderate(size: tuple[int, int], config: TransferConfig, picture: tuple[int, int]) -> None:
+    """Refuse to make a picture larger than any that may be dropped: it would take hours to find out that it is."""
+    rows, columns = size
+    if rows * columns > max(MAX_PIXELS, picture[0] * picture[1]):
+        setting = "rows" if config.rows is not None else "long_edge"
+        raise ImageError(
+            f"{setting} = {config.rows or config.long_edge} would make {rows:,} x {columns:,} pixels (rows x columns) "
+            f"of this picture of {picture[0]:,} x {picture[1]:,}, and at most {MAX_PIXELS:,} are allowed; give less."
         )
 
 

@@ -17,6 +17,7 @@ from typing import Final
 from flows.errors import FlowError
 from flows.lifeline import Lifeline
 from flows.logs import line_file
+from flows.part_states import PartRecord
 
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
@@ -33,7 +34,8 @@ logger = logging.getLogger("nst")
 class Part:
     """A process to keep running. `ready` waits, after each start, until it can be used; it may raise FlowError.
 
-    The lines of a part that `speaks` are also this process's.
+    The lines of a part that `speaks` are also this process's. A line with `restart_sign` says that the part has started
+    a process of its own again.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
     ready: Callable[[Callable[[], bool]], None] | None = None
     speaks: bool = False
+    restart_sign: str | None = None
 
 
 class Supervisor:
@@ -85,6 +88,7 @@ class _Child:
         self._part = part
         self._lifeline = lifeline
         self._log = line_file(logs / f"{part.name}.log")
+        self._record = PartRecord(logs, part.name)
         self._stop = stop
         self._process: subprocess.Popen[str] | None = None
         self._writer: threading.Thread | None = None
@@ -118,6 +122,7 @@ class _Child:
         if self._writer is not None:
             self._writer.join(_LAST_LINES_SECONDS)
         self._log.close()
+        self._record.end()
 
     def _spawn(self) -> None:
         with self._lock:
@@ -136,6 +141,7 @@ class _Child:
                 # Ctrl-C on the terminal is for this process, which stops the others in their order.
                 start_new_session=True,
             )
+        self._record.note_process(process.pid)
         self._writer = threading.Thread(
             target=self._write_down, args=(process,), name=f"{self._part.name} log", daemon=True
         )
@@ -167,6 +173,7 @@ class _Child:
             if self._stop.wait(pause):
                 return
             pause = min(2 * pause, _LONGEST_PAUSE)
+            self._record.note_restart()
             self._restart()
 
     def _restart(self) -> None:
@@ -181,6 +188,8 @@ class _Child:
         for line in process.stdout:
             text = line.rstrip("\n")
             self._log.handle(logging.makeLogRecord({"msg": text}))
+            if self._part.restart_sign is not None and self._part.restart_sign in text:
+                self._record.note_restart()
             if self._part.speaks:
                 print(text, flush=True)  # noqa: T201
 

@@ -4,8 +4,10 @@ leaves its files so that another attempt can go on after it."""
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
@@ -21,6 +23,7 @@ from flows.chunks import early_end
 from flows.claim import copy_dropped_files
 from flows.dashboard import ProgressArtifact, publish_report
 from flows.optimisation import LocalOptimisation, Optimisation, RemoteOptimisation, Stretch, Work
+from flows.published import record_in
 from flows.report import LOSS_PLOT, RECORD, plot_losses, result_document, result_files
 from flows.result_file import result_size, write_result
 from flows.versions import versions
@@ -200,15 +203,41 @@ def deprocess(attempt: Attempt, state: TransferState) -> None:
 def publish(attempt: Attempt, out: Path | None) -> Path:
     """Move the finished files to their place whole; only then is the job completed."""
     attempt.enter("publish")
-    candidates = attempt.workspace.candidates(attempt.job.name, attempt.job.collection)
-    destination = out or attempt.store.reserve_result(attempt.job.id, candidates)
-    with attempt.held():
-        attempt.workspace.publish(attempt.job.id, destination)
-    complete(attempt, destination)
+    destination = put_in_place(attempt, out)
     get_run_logger().info("The result is in %s", destination)
     job = attempt.store.get(attempt.job.id)
     publish_report(job, attempt.store.losses(job.id), folder=destination)
     return destination
+
+
+def put_in_place(attempt: Attempt, out: Path | None) -> Path:
+    """Move the finished files to `out`, else to a folder of their own in the outbox, and complete the job."""
+    candidates = attempt.workspace.candidates(attempt.job.name, attempt.job.collection)
+    destination = out or attempt.store.reserve_result(attempt.job.id, candidates)
+    ours = functools.partial(attempt.store.holding, attempt.job.id, attempt=attempt.number)
+    with attempt.held():
+        attempt.workspace.publish(attempt.job.id, destination, guard=ours)
+    complete(attempt, destination)
+    return destination
+
+
+def published_before(attempt: Attempt) -> Path | None:
+    """Where an earlier attempt that died before it could say so has put the result; completes the job."""
+    for folder in _possible_results(attempt):
+        if record_in(folder, attempt.job) is not None:
+            complete(attempt, folder)
+            return folder
+    return None
+
+
+def _possible_results(attempt: Attempt) -> Iterable[Path]:
+    """Where a result of the job may be: of one without files also where a database restored since did not see it go."""
+    job = attempt.job
+    if job.result_folder is not None:
+        return [Path(job.result_folder)]
+    if attempt.folder.exists():
+        return []
+    return itertools.takewhile(Path.exists, attempt.workspace.candidates(job.name, job.collection))
 
 
 def complete(attempt: Attempt, folder: Path) -> None:
@@ -250,6 +279,7 @@ def _optimisation(
         work,
         priority=_gpu_priority(attempt.job, rank=_rank()),
         patience_seconds=CLUSTER_PATIENCE_SECONDS,
+        certificates=settings.certificates,
     )
 
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from flows.plain_text import printable
 from flows.progress import Progress as JobProgress
 from flows.progress import watched_by
 from storage.models import Job, LossPoint
@@ -84,7 +85,7 @@ def print_job(job: Job, losses: Sequence[LossPoint], document: Mapping[str, Any]
     )
     out.print()
     sources = [
-        [source.role, source.original_path, f"{source.rows} x {source.columns}", source.sha256]
+        [source.role, printable(source.original_path), f"{source.rows} x {source.columns}", source.sha256]
         for source in job.sources
     ]
     out.print(table(None, ["source", "path", "size", "SHA-256"], sources))

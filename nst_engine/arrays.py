@@ -143,7 +143,7 @@ def _mapping(array: np.ndarray) -> mmap.mmap | None:
 
 def _reserve(size: int) -> mmap.mmap:
     """A mapping of `size` bytes of a new file, which has no name and goes with the mapping."""
-    folder = _folder()
+    folder = scratch_folder()
     if _file_system(folder) in _KEPT_IN_MEMORY:
         raise DiskSpaceError(f"{folder} is kept in memory; set TMPDIR to a folder on a disk.")
     try:
@@ -160,7 +160,7 @@ def _reserve(size: int) -> mmap.mmap:
         ) from error
 
 
-def _folder() -> Path:
+def scratch_folder() -> Path:
     """TMPDIR, or a folder that is kept on disk: /tmp is in memory on many machines."""
     chosen = os.environ.get("TMPDIR")
     if chosen:

@@ -5,6 +5,7 @@ refused with one sentence that names it."""
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -51,7 +52,8 @@ def _parse_weights(value: Any) -> Any:
     if isinstance(value, list | tuple):
         parts = [str(part).partition(":") for part in value]
         names = [name.strip() for name, _, _ in parts]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        counts = Counter(names)
+        if twice := next((name for name in names if counts[name] > 1), None):
             raise ValueError(f"{twice} is given twice; name each once, with its weight as in {twice}:2.")
         return {name.strip(): weight if colon else 1 / len(parts) for name, colon, weight in parts}
     return value

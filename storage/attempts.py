@@ -1,6 +1,7 @@
 """Attempts at jobs: their start, lease, phases and losses, and every way in which one ends."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 
@@ -140,6 +141,17 @@ class AttemptStore(Store):
             require_open(session, job_id, attempt)
             end_attempts(session, job_id, JobState.COMPLETED, now)
 
+    @contextmanager
+    def holding(self, job_id: str, *, attempt: int) -> Iterator[None]:
+        """Nobody else can end the attempt, nor another begin, while the block lasts; JobStateError when it is not open.
+
+        No other writer gets on either (on SQLite), so the block has to be short.
+        """
+        with self._database.begin() as session:
+            session.scalar(select(Job.id).where(Job.id == job_id).with_for_update())
+            require_open(session, job_id, attempt)
+            yield
+
     def fail(self, job_id: str, *, attempt: int | None, error: str) -> None:
         """End a job with the one sentence that says why; `attempt` None ends whichever attempt is open."""
         now = self._clock()
@@ -181,11 +193,19 @@ class AttemptStore(Store):
                 require_open(session, job_id, attempt)
             end_attempts(session, job_id, JobState.CANCELLED, now)
 
-    def release(self, job_id: str, *, error: str, counted: bool = True, lease_until: datetime | None = None) -> None:
+    def release(
+        self,
+        job_id: str,
+        *,
+        error: str,
+        attempt: int | None = None,
+        counted: bool = True,
+        lease_until: datetime | None = None,
+    ) -> None:
         """Let a running job wait for its turn again; its open attempt ends as failed with `error`.
 
-        One that is not `counted` leaves the job as many attempts as it had. Nobody takes the job up before
-        `lease_until`.
+        `attempt` None ends whichever attempt is open. One that is not `counted` leaves the job as many attempts as it
+        had. Nobody takes the job up before `lease_until`.
         """
         now = self._clock()
         with self._database.begin() as session:
@@ -199,6 +219,8 @@ class AttemptStore(Store):
                 submission=Job.submission + 1,
                 attempts_before_retry=Job.attempts_before_retry + (0 if counted else 1),
             )
+            if attempt is not None:
+                require_open(session, job_id, attempt)
             end_attempts(session, job_id, JobState.FAILED, now, error=error)
 
     def overdue(self, now: datetime) -> list[Job]:

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -13,20 +14,22 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from storage.errors import DatabaseError, SchemaTooNewError
+from storage.database_copy import backup_file, copy_whole, damage_lines
+from storage.errors import DatabaseError, SchemaTooNewError, StorageError
 
 # The newest migration. Asking Alembic for it would mean importing Alembic, 0.15 s in every command.
-SCHEMA_REVISION: Final = "0005"
+SCHEMA_REVISION: Final = "0006"
 
-_BUSY_TIMEOUT_MS: Final = 30_000
+PATIENCE_SECONDS: Final = 30.0
+"""How long to wait for the lock of another process where nothing else is said."""
 _WAL_TRIES: Final = 10
 _UPGRADE_LOCK: Final = 0x6E7374  # "nst", the key of a PostgreSQL advisory lock
 _WRITES: Final = "nst_writes"
 
 _ADVICE: Final = {
     "file is not a database": "is not an SQLite database; move it away or name another file",
-    "database is locked": "stayed locked by another process for 30 s; end that process or try again later",
-    "malformed": "is damaged; stop nst, keep a copy of the file and restore a backup",
+    "database is locked": "stayed locked by another process for {patience:g} s; end that process or try again later",
+    "malformed": "is damaged; stop nst and start it again with `nst up`, which says how to restore a backup",
     "readonly": "is read-only; make the file and its folder writable or name another file",
     "unable to open": "cannot be opened; check that its folder exists and can be written to",
     "disk is full": "cannot grow because the disk is full; free some space",
@@ -36,10 +39,12 @@ _ADVICE: Final = {
 class Database:
     """An open SQLite or PostgreSQL database; threads may share it, processes may not.
 
-    Every error of the connection or the file is raised as DatabaseError with the place and what to do.
+    Every error of the connection or the file is raised as DatabaseError with the place and what to do; that another
+    process holds SQLite's lock, after `patience_seconds`.
     """
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self._patience = patience_seconds
         self._place = url.database if url.get_backend_name() == "sqlite" else url.render_as_string()
         try:
             self.engine: Final = sa.create_engine(url)
@@ -48,7 +53,7 @@ class Database:
                 f"The database {self._place} needs the Python package {error.name}; install it."
             ) from error
         if self.engine.dialect.name == "sqlite":
-            event.listen(self.engine, "connect", _prepare_sqlite)
+            event.listen(self.engine, "connect", self._prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
         self._writer: Final = self.engine.execution_options(**{_WRITES: True})
 
@@ -100,7 +105,7 @@ class Database:
                 orphans = session.execute(sa.text("PRAGMA foreign_key_check")).all()
         except DatabaseError as error:
             return [str(error)]
-        problems = [f"The database {self._place} is damaged: {line}." for line in damage if line != "ok"]
+        problems = [f"The database {self._place} is damaged: {line}." for line in damage_lines(damage)]
         problems += [
             f"Row {row.rowid} of table {row.table} in {self._place} belongs to no row of table {row.parent}."
             for row in orphans
@@ -118,6 +123,14 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _prepare_sqlite(self, connection: sqlite3.Connection, _record: ConnectionPoolEntry) -> None:
+        # sqlite3 would begin transactions late and commit before DDL; _begin_sqlite begins them instead.
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout={round(self._patience * 1000)}")
+        _use_wal(connection)
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA synchronous=FULL")
 
     def _upgrade_locked(self, connection: Connection) -> None:
         if connection.dialect.name == "postgresql":
@@ -142,7 +155,21 @@ class Database:
                 f"The database {self._place} has the schema {revision!r}, made by a newer nst (or by another "
                 "program); update nst or name another database."
             )
+        if revision is not None and connection.dialect.name == "sqlite":
+            self._keep_copy(revision)
         command.upgrade(config, "head")
+
+    def _keep_copy(self, revision: str) -> None:
+        """Copy the database as it is before an upgrade; one more try on the same day replaces the copy."""
+        database = Path(str(self._place))
+        file = backup_file(database, datetime.now().astimezone().date(), schema=revision)
+        try:
+            file.parent.mkdir(exist_ok=True)
+            copy_whole(database, file, replace=True)
+        except (OSError, StorageError) as error:
+            raise DatabaseError(
+                f"The database {database} was not upgraded: it cannot be copied before. {error}"
+            ) from error
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
@@ -154,10 +181,14 @@ class Database:
                 raise
             reason = str(error.orig)
             advice = next((advice for sign, advice in _ADVICE.items() if sign in reason), None)
-            raise DatabaseError(f"The database {self._place} {advice or f'does not work: {reason}'}.") from error
+            if "readonly" in reason:
+                # A connection made while the file could not be written to never will; later ones may.
+                self.engine.dispose()
+            what = advice.format(patience=self._patience) if advice else f"does not work: {reason}"
+            raise DatabaseError(f"The database {self._place} {what}.") from error
 
 
-def open_database(where: str | Path) -> Database:
+def open_database(where: str | Path, *, patience_seconds: float = PATIENCE_SECONDS) -> Database:
     """Open the database at a path or URL (sqlite or postgresql), making and upgrading it where needed.
 
     Raises DatabaseError when it cannot be opened and SchemaTooNewError when a newer nst made it.
@@ -165,7 +196,7 @@ def open_database(where: str | Path) -> Database:
     url = _url_of(where)
     if url.get_backend_name() == "sqlite":
         _prepare_place(Path(url.database or ""))
-    database = Database(url)
+    database = Database(url, patience_seconds=patience_seconds)
     try:
         database.upgrade()
     except BaseException:
@@ -196,6 +227,12 @@ def _url_of(where: str | Path) -> URL:
 def _prepare_place(path: Path) -> None:
     if path.is_dir():
         raise DatabaseError(f"The database {path} is a folder; name a file in it.")
+    if is_cut_off(path):
+        # SQLite would remove the log and begin an empty database.
+        raise DatabaseError(
+            f"The database {path} is damaged: it is empty and {path.name}-wal beside it is not; start nst with "
+            "`nst up`, which says how to restore a backup."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -204,20 +241,17 @@ def _prepare_place(path: Path) -> None:
         ) from error
 
 
+def is_cut_off(path: Path) -> bool:
+    """Whether the file is away or empty, but not what SQLite had still to write into it, its -wal beside it."""
+    log = path.with_name(f"{path.name}-wal")
+    return log.is_file() and log.stat().st_size > 0 and not (path.is_file() and path.stat().st_size > 0)
+
+
 def _schema_revision(connection: Connection) -> str | None:
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     revision: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
     return revision
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -> None:
-    # sqlite3 would begin transactions late and commit before DDL; _begin_sqlite begins them instead.
-    connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
-    _use_wal(connection)
-    connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute("PRAGMA synchronous=FULL")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

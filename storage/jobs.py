@@ -21,7 +21,17 @@ from storage.models import Attempt, Job, JobState, LossPoint, Role, Source
 from storage.new import NewJob, NewLossPoint, NewSource
 from storage.submissions import SubmissionStore, night_held, of_no_running_night
 
-__all__ = ["TRANSITIONS", "JobStore", "Manifest", "NewJob", "NewLossPoint", "NewSource", "new_job_id", "utc_now"]
+__all__ = [
+    "TRANSITIONS",
+    "JobStore",
+    "Manifest",
+    "NewJob",
+    "NewLossPoint",
+    "NewSource",
+    "is_job_id",
+    "new_job_id",
+    "utc_now",
+]
 
 # Crockford's: no i, l, o and u, so that an id can be read aloud and typed.
 _ID_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -36,6 +46,11 @@ _OLDEST_FIRST: Final = (Job.created_at, Job.id)
 def new_job_id() -> str:
     """Ten random characters of Crockford's base32 in lower case."""
     return "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+
+
+def is_job_id(text: str) -> bool:
+    """Whether new_job_id() could have made it."""
+    return len(text) == _ID_LENGTH and set(text) <= set(_ID_ALPHABET)
 
 
 class JobStore(SubmissionStore, AttemptStore):
@@ -108,6 +123,7 @@ class JobStore(SubmissionStore, AttemptStore):
             snapshot_every=new.snapshot_every,
             collection=new.collection,
             night_id=new.night_id,
+            burst_size=new.burst_size,
             sources=sources,
         )
 

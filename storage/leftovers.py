@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from storage.errors import WorkspaceError
+from storage.refusal import is_disk_full, refusal_sentence
 from storage.workspace import Workspace
 
 # What a job makes in its folder while it runs.
@@ -38,10 +39,17 @@ def set_aside(workspace: Workspace, job_id: str, names: Collection[str]) -> None
     """Take entries out of a job's folder in one moment each, for remove_aside(); an empty folder goes too."""
     folder = workspace.job_folder(job_id)
     aside = _aside(workspace, job_id)
+    places = {name: aside / name for name in names}
     with _refusal(folder):
-        aside.mkdir(exist_ok=True)
-        for name in names:
-            (folder / name).rename(aside / name)
+        try:
+            aside.mkdir(exist_ok=True)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            # There is no room for a folder until this has made some.
+            places = {name: aside.with_name(f".{job_id}.{name}{_ASIDE}") for name in names}
+        for name, place in places.items():
+            (folder / name).rename(place)
         if not names_in(folder):
             folder.rmdir()
 
@@ -49,10 +57,13 @@ def set_aside(workspace: Workspace, job_id: str, names: Collection[str]) -> None
 def remove_aside(workspace: Workspace) -> int:
     """Remove what has been set aside, also by a process that died since; returns how many bytes."""
     removed = 0
-    for folder in workspace.work.glob(f".*{_ASIDE}"):
-        removed += size_of(folder)
-        with _refusal(folder):
-            shutil.rmtree(folder)
+    for entry in workspace.work.glob(f".*{_ASIDE}"):
+        removed += size_of(entry)
+        with _refusal(entry):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
     return removed
 
 
@@ -96,6 +107,5 @@ def _refusal(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WorkspaceError(
-            f"{error.filename or folder} cannot be cleaned up ({error.strerror or error}); check its permissions."
-        ) from error
+        what = f"{error.filename or folder} cannot be cleaned up"
+        raise WorkspaceError(refusal_sentence(what, error, "check its permissions")) from error

@@ -111,6 +111,7 @@ class Job(Base):
     its attempt's. `submission` counts from 1 and goes on whenever a run has lost its claim, so that a late one
     is known. `manifest` is the document of a Manifest, None for a job made from copies. A job of a `collection`
     belongs to the night that ran it last. Every `snapshot_every` iterations a snapshot is kept; None keeps none.
+    `burst_size` is how many drops, this one included, were ready at the same moment.
     """
 
     __tablename__ = "jobs"
@@ -154,6 +155,7 @@ class Job(Base):
     collection: Mapped[str | None] = mapped_column(Text)
     night_id: Mapped[str | None] = mapped_column(String(10))
     snapshot_every: Mapped[int | None]
+    burst_size: Mapped[int] = mapped_column(server_default="1")
 
     sources: Mapped[list["Source"]] = relationship(
         lazy="selectin", order_by=lambda: (_by_role(), Source.position), passive_deletes=True

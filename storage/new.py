@@ -29,8 +29,8 @@ class NewJob:
     before it.
 
     A job with a `rejection`, the sentence that says why it can never work, is made only to be rejected and may
-    have no sources. Until `lease_until` nobody but its maker runs the job. Of `snapshot_every`, `collection` and
-    `night_id` see Job.
+    have no sources. Until `lease_until` nobody but its maker runs the job. Of `snapshot_every`, `collection`,
+    `night_id` and `burst_size` see Job.
     """
 
     name: str
@@ -45,6 +45,7 @@ class NewJob:
     snapshot_every: int | None = None
     collection: str | None = None
     night_id: str | None = None
+    burst_size: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -242,6 +242,12 @@ class NightStore(Store):
         with self._database.session() as session:
             return list(session.scalars(query))
 
+    def finished_after(self, time: datetime) -> list[Night]:
+        """The nights that ended after `time`, in whatever way, the first to end first."""
+        query = select(Night).where(Night.finished_at > time).order_by(Night.finished_at, Night.id)
+        with self._database.session() as session:
+            return list(session.scalars(query))
+
     def last(self, collection: str) -> Night | None:
         """The night of a collection that runs, else the newest."""
         query = select(Night).where(Night.collection == collection)

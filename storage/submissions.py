@@ -2,21 +2,31 @@
 night that is running are its own: nobody else hands them out."""
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from sqlalchemy import ColumnElement, Select, and_, or_, select, update
 
 from storage.lifecycle import Store, refuse
 from storage.models import Job, JobState, Night, NightState
 
+_LONGEST_PAUSE: Final = timedelta(hours=1)
+"""Nobody lets a job wait for so long; such a lease was given before the clock was set back."""
+
 
 class SubmissionStore(Store):
     """The part of the JobStore about handing pending jobs to runs."""
 
-    def waiting(self, *, limit: int, now: datetime) -> list[Job]:
-        """Pending jobs that no run has and nobody holds a lease on: the highest priority first, then the oldest."""
+    def wait_for_lock(self) -> None:
+        """Return once this process may write; DatabaseError when another one held the lock for too long."""
+        with self._database.begin() as session:
+            session.connection()
+
+    def waiting(self, *, limit: int, now: datetime, few: int = 1) -> list[Job]:
+        """Pending jobs that no run has and nobody holds a lease on: the highest priority first, then those that came in
+        bursts of at most `few`, then the oldest."""
         query = select(Job).where(waits(now), of_no_running_night())
-        query = query.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(limit)
+        query = query.order_by(Job.priority.desc(), Job.burst_size > few, Job.created_at, Job.id).limit(limit)
         with self._database.session() as session:
             return list(session.scalars(query))
 
@@ -75,7 +85,7 @@ def waits(now: datetime) -> ColumnElement[bool]:
     return and_(
         Job.state == JobState.PENDING,
         Job.flow_run_id.is_(None),
-        or_(Job.lease_until.is_(None), Job.lease_until < now),
+        or_(Job.lease_until.is_(None), Job.lease_until < now, Job.lease_until > now + _LONGEST_PAUSE),
     )
 
 

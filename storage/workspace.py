@@ -7,17 +7,21 @@ import shutil
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
 from typing import Final
 
-from storage.disk import copy_file, move_file, numbered, part_of, sync, write_bytes
+from storage.disk import copy_file, make_folder, move_file, numbered, open_file, part_of, sync, write_bytes
 from storage.errors import WorkspaceError
+from storage.refusal import refusal
 
 _BLOCK: Final = 1 << 20
 _MAX_NAME_BYTES: Final = 120
 _PUNCTUATION: Final = frozenset(" ._-")
+
+Guard = Callable[[], AbstractContextManager[None]]
+"""Makes a block inside which something stays as it is."""
 
 
 class Workspace:
@@ -56,11 +60,17 @@ class Workspace:
         """The database when no other is named."""
         return self.home / "nst.db"
 
+    def create_home(self) -> None:
+        """Make the home, for its owner alone, if it is missing; one that is there stays as it is."""
+        with refusal(f"The folder {self.home} cannot be made", "name another home with NST_HOME"):
+            make_folder(self.home, mode=0o700)
+
     def create(self) -> None:
         """Make the folders that are missing."""
+        self.create_home()
         for folder in (self.inbox, self.outbox, self.rejected, self.collections, self.work):
-            with _refusal(f"The folder {folder} cannot be made", "name another home with NST_HOME"):
-                folder.mkdir(parents=True, exist_ok=True)
+            with refusal(f"The folder {folder} cannot be made", "name another home with NST_HOME"):
+                make_folder(folder)
 
     def job_folder(self, job_id: str) -> Path:
         """The folder of a job's files until it ends; `result/` in it is what publish() moves."""
@@ -71,8 +81,8 @@ class Workspace:
         folder = self.job_folder(job_id)
         copy = folder / _plain(file_name)
         part = part_of(copy)
-        with _refusal(f"{source} cannot be copied to {copy}", "check both places"):
-            folder.mkdir(parents=True, exist_ok=True)
+        with refusal(f"{source} cannot be copied to {copy}", "check both places"):
+            make_folder(folder)
             try:
                 copy_file(source, part)
                 part.replace(copy)
@@ -81,26 +91,43 @@ class Workspace:
             sync(folder)
         return copy
 
-    def publish(self, job_id: str, destination: Path) -> None:
+    def publish(self, job_id: str, destination: Path, *, guard: Guard = nullcontext) -> None:
         """Move `result/` of the job's folder to `destination`, which must not exist or be an empty folder.
 
         A destination that is new or lies in the outbox appears whole, in one step. An empty folder elsewhere
         is the user's and stays the same folder, with its owner and rights (or its volume); the complete files
-        are renamed into it one by one.
+        are renamed into it one by one. The one step is made inside a `guard`, which may refuse it.
         """
         result = self.job_folder(job_id) / "result"
         destination = destination.resolve()
         if not result.is_dir():
             raise WorkspaceError(f"Job {job_id} has no finished files in {result}; run it again.")
-        with _refusal(f"The result cannot be moved to {destination}", "choose another folder with -o"):
+        with refusal(f"The result cannot be moved to {destination}", "choose another folder with -o"):
             inside = destination / f".{job_id}.part"
             require_free(destination, but_for=inside)
             _sync_tree(result)
-            destination.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(destination.parent)
             if destination.exists() and destination.parent != self.outbox.resolve():
                 _fill(destination, result, part=inside)
             else:
-                _replace(destination, result, part=destination.with_name(f".{destination.name}.{job_id}.part"))
+                _replace(
+                    destination, result, part=destination.with_name(f".{destination.name}.{job_id}.part"), guard=guard
+                )
+
+    def take_back(self, job_id: str, folder: Path) -> None:
+        """Remove a folder that publish() has made and that nobody may have; the job's own files are under work/."""
+        with refusal(f"The folder {folder} cannot be taken back", "remove it by hand"):
+            part = folder.with_name(f".{folder.name}.{job_id}.part")
+            folder.rename(part)
+            _remove(part)
+
+    def recover(self, job_id: str) -> Path:
+        """Move the folder of a job that nobody knows whole into the inbox, as a dropped folder; returns that."""
+        source, target = self.job_folder(job_id), self.inbox / f"recovered-{job_id}"
+        with refusal(f"{source}, of which the database knows nothing, cannot be moved to {target}", "move it by hand"):
+            _replace(target, source, part=part_of(target))
+            sync(self.work)
+        return target
 
     def candidates(self, name: str, collection: str | None = None) -> Iterator[Path]:
         """Folders for a result of this name in the outbox: NAME, NAME-2, NAME-3, ..., taken or not.
@@ -120,7 +147,7 @@ class Workspace:
         WorkspaceError, before anything is moved, when a file is neither here nor there.
         """
         folder = self.job_folder(job_id)
-        with _refusal(f"The dropped files cannot be moved to {folder}", "check both places"):
+        with refusal(f"The dropped files cannot be moved to {folder}", "check both places"):
             _move_all(moves, folder)
 
     def put_back(self, job_id: str, moves: Mapping[Path, str]) -> None:
@@ -130,7 +157,7 @@ class Workspace:
         removed when nothing else is in it.
         """
         folder = self.job_folder(job_id)
-        with _refusal(f"The files in {folder} cannot be moved back", "move them by hand"):
+        with refusal(f"The files in {folder} cannot be moved back", "move them by hand"):
             for path, file_name in moves.items():
                 held = folder / _plain(file_name)
                 part_of(held).unlink(missing_ok=True)
@@ -140,13 +167,14 @@ class Workspace:
             for parent in {path.parent for path in moves if path.parent.is_dir()}:
                 sync(parent)
             _remove_empty(folder)
+            sync(self.work)
 
     def reject(self, moves: Mapping[Path, str], *, to: Path, reason: str) -> None:
         """Move dropped files into the folder `to` as take() does, and say why in TO.reason.txt beside them.
 
         Where one of the files has that name, the reason is in TO.reason-2.txt.
         """
-        with _refusal(f"The dropped files cannot be moved to {to}", "check both places"):
+        with refusal(f"The dropped files cannot be moved to {to}", "check both places"):
             _move_all(moves, to)
             names = numbered(to / f"{to.name}.reason.txt")
             place = next(path for path in names if path.name not in moves.values())
@@ -162,21 +190,24 @@ class Workspace:
 
         `is_junk` judges the name of a file or folder. A file that arrives meanwhile stays, with its folder.
         """
-        with _refusal(f"The folder {folder} cannot be removed", "remove it by hand"):
+        with refusal(f"The folder {folder} cannot be removed", "remove it by hand"):
             if _is_folder(folder) and not _holds_files(folder, is_junk):
                 _remove_junk(folder, is_junk)
                 sync(folder.parent)
 
     def jobs_with_folders(self) -> list[str]:
-        """The ids of the jobs that have a folder under work/."""
-        with _refusal(f"The folder {self.work} cannot be read", "check its permissions"):
+        """The ids of the jobs that have a folder under work/; none where somebody removed that."""
+        with refusal(f"The folder {self.work} cannot be read", "check its permissions"), suppress(FileNotFoundError):
             return sorted(folder.name for folder in self.work.iterdir())
+        return []
 
     def discard(self, job_id: str) -> None:
         """Remove the job's folder, if there is one."""
         folder = self.job_folder(job_id)
-        with _refusal(f"The folder {folder} cannot be removed", "remove it by hand"):
-            _remove(folder)
+        with refusal(f"The folder {folder} cannot be removed", "remove it by hand"):
+            if folder.exists():
+                shutil.rmtree(folder)
+                sync(self.work)
 
 
 def safe_name(text: str) -> str:
@@ -197,7 +228,7 @@ def check_writable(folder: Path) -> None:
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     with (
-        _refusal(f"Cannot write to {folder}", "choose another folder with -o"),
+        refusal(f"Cannot write to {folder}", "choose another folder with -o"),
         tempfile.TemporaryFile(dir=nearest),
     ):
         pass
@@ -205,7 +236,7 @@ def check_writable(folder: Path) -> None:
 
 def require_free(folder: Path, *, but_for: Path | None = None) -> None:
     """Raise WorkspaceError unless `folder` does not exist or is an empty folder, `but_for` aside."""
-    with _refusal(f"Cannot look into {folder}", "choose another folder with -o"):
+    with refusal(f"Cannot look into {folder}", "choose another folder with -o"):
         if folder.exists() and not (folder.is_dir() and all(entry == but_for for entry in folder.iterdir())):
             raise WorkspaceError(f"{folder} is already there and not an empty folder; choose another folder with -o.")
 
@@ -213,19 +244,10 @@ def require_free(folder: Path, *, but_for: Path | None = None) -> None:
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes in hexadecimal; raises WorkspaceError when it cannot be read."""
     digest = hashlib.sha256()
-    with _refusal(f"{path} cannot be read", "check that it is there and readable"), path.open("rb") as file:
+    with refusal(f"{path} cannot be read", "check that it is there and readable"), open_file(path) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def _refusal(what: str, advice: str) -> Iterator[None]:
-    """Turn the refusal of the disk into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise WorkspaceError(f"{what} ({error.strerror or error}); {advice}.") from error
 
 
 def _plain(name: str) -> str:
@@ -245,13 +267,15 @@ def _move_all(moves: Mapping[Path, str], folder: Path) -> None:
     for path, target in targets.items():
         if not os.path.lexists(path) and not os.path.lexists(target):
             raise WorkspaceError(f"{path} is gone and not in {folder} either; drop it again.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    # Also the folder that a crash has cut off between the two.
+    sync(folder.parent)
     for path, target in targets.items():
         part_of(target).unlink(missing_ok=True)
         if os.path.lexists(path):
             with suppress(FileExistsError):
                 move_file(path, target)
-    for changed in {folder.parent, folder, *(path.parent for path in moves if path.parent.is_dir())}:
+    for changed in {folder, *(path.parent for path in moves if path.parent.is_dir())}:
         sync(changed)
 
 
@@ -263,22 +287,30 @@ def _move_to_first_free(source: Path, targets: Iterable[Path]) -> None:
 
 
 def _holds_files(folder: Path, is_junk: Callable[[str], bool]) -> bool:
-    for entry in folder.iterdir():
-        if not is_junk(entry.name) and (not _is_folder(entry) or _holds_files(entry, is_junk)):
-            return True
+    # Not by recursion: folders may lie deeper in each other than Python may.
+    below = [folder]
+    while below:
+        for entry in below.pop().iterdir():
+            if not is_junk(entry.name):
+                if not _is_folder(entry):
+                    return True
+                below.append(entry)
     return False
 
 
 def _remove_junk(folder: Path, is_junk: Callable[[str], bool]) -> None:
-    for entry in folder.iterdir():
-        if is_junk(entry.name):
+    below, found = [(folder, False)], list[Path]()
+    while below:
+        parent, is_in_junk = below.pop()
+        found.append(parent)
+        for entry in parent.iterdir():
+            junk = is_in_junk or is_junk(entry.name)
             if _is_folder(entry):
-                shutil.rmtree(entry)
-            else:
+                below.append((entry, junk))
+            elif junk:
                 entry.unlink(missing_ok=True)
-        elif _is_folder(entry):
-            _remove_junk(entry, is_junk)
-    _remove_empty(folder)
+    for emptied in reversed(found):
+        _remove_empty(emptied)
 
 
 def _is_folder(path: Path) -> bool:
@@ -295,17 +327,20 @@ def _remove_empty(folder: Path) -> None:
             raise
 
 
-def _replace(destination: Path, result: Path, *, part: Path) -> None:
+def _replace(destination: Path, result: Path, *, part: Path, guard: Guard = nullcontext) -> None:
     """Let `destination` appear whole: the rename refuses a folder that has been filled meanwhile."""
     try:
-        result.rename(destination)
+        with guard():
+            result.rename(destination)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with _staged(result, part):
+        with _staged(result, part), guard():
             part.rename(destination)
+        sync(destination.parent)
         shutil.rmtree(result)
-    sync(destination.parent)
+    else:
+        sync(destination.parent)
 
 
 def _fill(destination: Path, result: Path, *, part: Path) -> None:
@@ -322,11 +357,21 @@ def _staged(source: Path, part: Path) -> Iterator[None]:
     """A synced copy of a folder for the length of a block, in place of one that a crash left."""
     _remove(part)
     try:
-        shutil.copytree(source, part)
-        _sync_tree(part)
+        _copy_folder(source, part)
         yield
     finally:
         _remove(part)
+
+
+def _copy_folder(source: Path, to: Path) -> None:
+    """A synced copy of a folder and all below it; unlike copytree's, its errors say what the disk refused."""
+    to.mkdir()
+    for entry in source.iterdir():
+        if entry.is_dir():
+            _copy_folder(entry, to / entry.name)
+        else:
+            sync(Path(shutil.copy2(entry, to / entry.name)))
+    sync(to)
 
 
 def _remove(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -14,7 +15,10 @@ from typing import Self
 import psutil
 from distributed import Client
 
+from flows.certificates import AUTHORITY, CERTIFICATE, KEY
+
 STARTED_WITHIN_SECONDS = 60
+ANSWERS_WITHIN_SECONDS = 10
 # Without what the tests set for their own TensorFlow: what these processes print is their own affair.
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
 
@@ -89,6 +93,26 @@ def eventually(condition: Callable[[], object], *, seconds: float = STARTED_WITH
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)
+
+
+def speaks(address: tuple[str, int], context: ssl.SSLContext) -> bool:
+    """Whether somebody who listens at an address answers over TLS."""
+    with socket.create_connection(address, timeout=ANSWERS_WITHIN_SECONDS) as plain:
+        try:
+            with context.wrap_socket(plain) as encrypted:
+                # With TLS 1.3 a client hears that it is refused when it reads.
+                return encrypted.recv(1) != b""
+        except (ssl.SSLError, ConnectionError):
+            return False
+
+
+def context_of(folder: Path, *, certificate: bool) -> ssl.SSLContext:
+    """TLS that trusts the authority in a folder of certificates, with or without a certificate of its own."""
+    context = ssl.create_default_context(cafile=folder / AUTHORITY)
+    context.check_hostname = False
+    if certificate:
+        context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
+    return context
 
 
 def _forked(nanny: subprocess.Popen[bytes]) -> list[psutil.Process]:

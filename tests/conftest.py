@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -14,15 +16,22 @@ import pytest
 from numpy.typing import NDArray
 
 from nst_engine.config import TransferConfig
-from nst_engine.images import encode_png
+from nst_engine.images import MAX_PIXELS, encode_png
 from nst_engine.samples import content_sample, style_sample
 from nst_engine.weights import Weights, random_weights
+from storage.database import open_database
+from storage.jobs import JobStore
+from storage.models import Job
+from storage.workspace import Workspace
+from tests.intake_home import Place
 
 if TYPE_CHECKING:
     from nst_engine.engine import Engine
 
 # TensorFlow reads it once, when it is imported.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# So does Prefect, which some test modules import; as flows.local_api has it.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
 STANDIN_MAKER = Path(__file__).resolve().parents[2] / "shared" / "weights" / "make_vgg19_standin.py"
 
@@ -117,6 +126,48 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> None:
     prepare_api(tmp_path_factory.mktemp("home"))
 
 
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database, made once."""
+    path = tmp_path_factory.mktemp("template") / "nst.db"
+    open_database(path).close()
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, template: Path) -> Iterator[Place]:
+    """An empty home whose intake looks when it is told to."""
+    place = Place(tmp_path / "home", template)
+    yield place
+    place.close()
+
+
+@pytest.fixture(scope="session")
+def dead_pid() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """The folders of an empty home."""
+    workspace = Workspace(tmp_path / "home")
+    workspace.create()
+    return workspace
+
+
+@pytest.fixture
+def in_a_burst(prefect_api: None) -> Iterator[None]:
+    """As in a run that the service has started."""
+    from flows.attempt import burst_stop
+
+    token = burst_stop.set(threading.Event())
+    yield
+    burst_stop.reset(token)
+
+
 @pytest.fixture
 def content_file(tmp_path: Path, content: NDArray[np.uint8]) -> Path:
     """The content sample as a file of the user's."""
@@ -127,6 +178,18 @@ def content_file(tmp_path: Path, content: NDArray[np.uint8]) -> Path:
 def style_file(tmp_path: Path, style: NDArray[np.uint8]) -> Path:
     """The style sample as a file of the user's."""
     return _saved(style, tmp_path / "pictures" / "swirls.png")
+
+
+@pytest.fixture
+def claim_pair(content_file: Path, style_file: Path) -> Callable[..., Job]:
+    """Makes a pending job of the two pictures."""
+    from flows.claim import claim
+
+    def make(store: JobStore, workspace: Workspace, config: TransferConfig, **more: Any) -> Job:
+        pictures = {"content": content_file, "styles": [style_file]}
+        return claim(store, workspace, **pictures, preset="default", config=config, max_pixels=MAX_PIXELS, **more)
+
+    return make
 
 
 def _saved(picture: NDArray[np.uint8], path: Path) -> Path:

@@ -81,7 +81,7 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
         self._output = home / "up.log"
 
-    def start(self) -> None:
+    def start(self, *, seconds: float = 120) -> None:
         """Start `nst up` and wait until it is ready."""
         before = self.output().count("Dashboard")
         with self._output.open("ab") as output:
@@ -94,7 +94,7 @@ class Service:
                 # A shell's background jobs ignore Ctrl-C; a service of a test must not.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
-        self.wait("nst up is ready", lambda: self.output().count("Dashboard") > before, seconds=120)
+        self.wait("nst up is ready", lambda: self.output().count("Dashboard") > before, seconds=seconds)
 
     def stop(self) -> int:
         """End it with SIGTERM; returns its exit code."""

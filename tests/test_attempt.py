@@ -13,37 +13,27 @@ from PIL import Image
 from prefect import flow
 
 from flows.attempt import Attempt
-from flows.claim import claim
 from flows.settings import load_settings
 from flows.tasks import complete, pause_after
 from nst_engine.config import TransferConfig
 from nst_engine.images import MAX_PIXELS
 from storage.database import open_database
 from storage.jobs import JobStore, utc_now
-from storage.models import JobState
+from storage.models import Job, JobState
 from storage.workspace import Workspace
 
 LEASE_SECONDS, LOOK_SECONDS = 0.6, 0.02
 
 
 @pytest.fixture
-def attempt(tmp_path: Path, content_file: Path, style_file: Path) -> Iterator[Attempt]:
+def attempt(tmp_path: Path, claim_pair: Callable[..., Job]) -> Iterator[Attempt]:
     """The first try at a job, with a lease that has nearly run out."""
     settings = load_settings(home=tmp_path / "home", device="cpu").model_copy(update={"lease_seconds": LEASE_SECONDS})
     workspace = Workspace(settings.home)
     workspace.create()
     with open_database(workspace.database_path) as database:
         store = JobStore(database)
-        job = claim(
-            store,
-            workspace,
-            content=content_file,
-            styles=[style_file],
-            preset="default",
-            config=TransferConfig(weights="random"),
-            max_pixels=MAX_PIXELS,
-            name="lake",
-        )
+        job = claim_pair(store, workspace, TransferConfig(weights="random"), name="lake")
         number = store.start_attempt(job.id, host="here", pid=1, lease_until=utc_now() + timedelta(seconds=0.1))
         yield Attempt(store.get(job.id), number, store, workspace, settings)
 

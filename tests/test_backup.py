@@ -212,14 +212,16 @@ def test_the_command_says_how_to_restore(database: Database, tmp_path: Path) -> 
     code, said, complaint = nst(home, "backup", str(file))
     assert (code, complaint) == (0, "")
     assert said == (
-        f"{file} has {file.stat().st_size / 1e6:.1f} MB. To restore it, stop the service, put it in place of "
-        f"{home / 'nst.db'} and remove nst.db-wal and nst.db-shm beside that.\n"
+        f"{file} has {file.stat().st_size / 1e6:.1f} MB. To restore it, stop the service and run "
+        f"`nst backup --restore {file} --home {home}`.\n"
     )
     # As it says.
     database.close()
     for path in home.glob("nst.db*"):
         path.unlink()
-    file.rename(home / "nst.db")
+    code, said, complaint = nst(home, "backup", "--restore", str(file))
+    assert (code, complaint) == (0, "")
+    assert said.startswith(f"{home / 'nst.db'} is now as {file} was. Jobs made since are unknown to it: ")
     with open_database(home / "nst.db") as restored:
         assert JobStore(restored).get(job_id).name == "cat"
 

@@ -12,11 +12,8 @@ import numpy as np
 import pytest
 
 from flows import checkpoint
-from nst_engine.evaluation import Losses
-from nst_engine.optimizers import initial_state
-from nst_engine.pictures import Pictures
-from nst_engine.presets import find_preset
 from nst_engine.transfer import TransferState
+from tests.transfer_state import finished_transfer
 
 
 class Evil:
@@ -31,23 +28,7 @@ class Evil:
 
 @pytest.fixture
 def state() -> TransferState:
-    config = find_preset("default").config.with_overrides({"rows": 16})
-    picture = np.arange(16 * 20 * 3, dtype=np.float32).reshape(16, 20, 3)
-    return TransferState(
-        config=config,
-        pictures=Pictures(content=np.zeros((16, 20, 3), np.uint8), styles=(np.ones((16, 16, 3), np.uint8),)),
-        precision="float32",
-        weights_name="random",
-        weights_sha256="ab" * 32,
-        picture=picture,
-        losses=Losses(3.0, 1.0, 1.5, 0.5, {"style/block1_conv1": 1.5}),
-        gradient=picture / 7,
-        optimizer=initial_state(config, picture),
-        iteration=12,
-        best_picture=picture,
-        best_loss=3.0,
-        seconds=4.5,
-    )
+    return finished_transfer()
 
 
 def saved(path: Path, payload: bytes, *, by: str = version("nst"), digest: bytes | None = None) -> None:

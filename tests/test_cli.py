@@ -23,6 +23,7 @@ from nst_engine.weights import cache_path
 from storage.database import open_database
 from storage.jobs import JobStore
 from storage.models import JobState
+from tests.service_process import free_port
 
 Nst = Callable[..., subprocess.CompletedProcess[str]]
 NST = Path(sys.executable).with_name("nst")
@@ -449,13 +450,16 @@ def test_weights_in_the_variable_are_verified(nst: Nst, weight_file: Path) -> No
 
 
 def test_doctor_names_what_is_wrong_and_how_to_mend_it(nst: Nst, weight_file: Path) -> None:
-    sick = nst("doctor", "--json")
+    # Another service may have the usual ones.
+    ports = {f"NST_{part}_PORT": str(free_port()) for part in ("PREFECT", "GALLERY", "SCHEDULER")}
+    sick = nst("doctor", "--json", **ports)
     findings = {finding["check"]: finding for finding in json.loads(sick.stdout)}
     assert sick.returncode == 1
     assert [check for check, finding in findings.items() if not finding["healthy"]] == ["weights"]
     assert "nst weights --fetch" in findings["weights"]["remedy"]
     assert findings["gpu"]["finding"] == "without XLA; the same float32 picture bit for bit"
-    well = nst("doctor", "--device", "cpu", NST_VGG19_WEIGHTS=str(weight_file), NST_XLA="1", NST_DETERMINISTIC="0")
+    more = {"NST_VGG19_WEIGHTS": str(weight_file), "NST_XLA": "1", "NST_DETERMINISTIC": "0"}
+    well = nst("doctor", "--device", "cpu", **ports, **more)
     assert "with XLA; not always the same float32 picture bit for bit" in well.stdout
     assert well.returncode == 0, well.stdout
     assert all(line.startswith("ok ") for line in well.stdout.splitlines())

@@ -228,7 +228,7 @@ def test_the_progress_goes_up_in_steps_and_ends_at_100(dashboard: ModuleType) ->
         shown = dashboard.ProgressArtifact.begin("sunset", clock=clock)
 
         def look() -> None:
-            shown._sender.wait(30)
+            shown._sender.wait(120)
             with get_client(sync_client=True) as client:
                 (artifact,) = client.read_artifacts(artifact_filter=id_filter(shown._id))
             seen.append((artifact.data, artifact.description))

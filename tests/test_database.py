@@ -145,6 +145,7 @@ def test_a_database_of_the_first_schema_keeps_its_rows(path: Path) -> None:
                     "collection": None,
                     "night_id": None,
                     "snapshot_every": None,
+                    "burst_size": 1,
                 },
                 {"phase": None, "first_iteration": None},
                 {"scale": 1},

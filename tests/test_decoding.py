@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from PIL import Image
 
 from flows.checked_picture import CheckedPicture
 from flows.decoding import GuardedDecoder
+from flows.errors import ServiceError
 from nst_engine.errors import ImageError
 from nst_engine.images import encode_png
 from nst_engine.samples import content_sample
 from storage.errors import WorkspaceError
+from tests.intake_home import PAIR, Place
 
 MAX_PIXELS = 50_000_000
 
@@ -184,6 +187,53 @@ def test_the_largest_picture_allowed_fits(tmp_path: Path) -> None:
     with GuardedDecoder(max_pixels=25_000_000) as decoder:
         checked = decoder.check(path)
     assert (checked.rows, checked.columns) == (5000, 5000)
+
+
+BROKEN = {
+    "a module that is missing": ("PIL/__init__.py", "raise ImportError('no Pillow')"),
+    "a library that prints and then dies": ("numpy.py", "import os; os.write(1, b'hello\\n'); os.abort()"),
+    "a Pillow that decodes nothing": (
+        "sitecustomize.py",
+        "from PIL import JpegImagePlugin\n\ndef _accept(prefix):\n    raise OSError('no libjpeg')\n"
+        "from PIL import Image\nImage.preinit()\nImage.OPEN['JPEG'] = (Image.OPEN['JPEG'][0], _accept)\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_decoder_that_cannot_start_is_no_fault_of_a_drop(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fault: str
+) -> None:
+    name, code = BROKEN[fault]
+    (tmp_path / "broken" / name).parent.mkdir(parents=True)
+    (tmp_path / "broken" / name).write_text(code)
+    place.drop(PAIR)
+    with GuardedDecoder(max_pixels=MAX_PIXELS) as decoder:
+        place.use(decoder.check)
+        with monkeypatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+            place.look()
+            for _ in range(2):
+                with pytest.raises(
+                    ServiceError, match=r"^The process that decodes pictures ended before its first one"
+                ):
+                    place.look(after=3600.0)
+                assert (place.inbox, place.jobs) == (PAIR, [])
+        assert "Traceback" in capfd.readouterr().err or "numpy" in name
+        # Mended, it goes on with the same files.
+        assert [job.name for job in place.look().claimed] == ["lake"]
+
+
+def test_no_python_is_no_fault_of_a_drop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.drop(PAIR)
+    with GuardedDecoder(max_pixels=MAX_PIXELS) as decoder:
+        place.use(decoder.check)
+        place.look()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", "/nowhere/python")
+            with pytest.raises(ServiceError, match=r"^No process can be started to decode pictures \(No such file"):
+                place.look(after=3600.0)
+        assert (place.inbox, place.jobs) == (PAIR, [])
 
 
 def test_its_process_ends_with_it(tmp_path: Path) -> None:

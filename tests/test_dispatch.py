@@ -3,10 +3,10 @@ and what becomes of them when a run or a process ends in any way."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -71,10 +71,14 @@ class Scene:
             nights=self.nights,
             on_end=lambda job: self.ended.append(job.name),
             clock=self.clock,
+            ticks=self.ticks,
         )
 
     def clock(self) -> datetime:
         return utc_now() + self.later
+
+    def ticks(self) -> float:
+        return time.monotonic()
 
     def close(self) -> None:
         self._database.close()
@@ -82,7 +86,7 @@ class Scene:
     def cycle(self) -> None:
         self.dispatcher.cycle()
 
-    def pending(self, name: str, *, priority: int = 0, fingerprint: str | None = None) -> Job:
+    def pending(self, name: str, *, priority: int = 0, fingerprint: str | None = None, burst_size: int = 1) -> Job:
         job = self.store.create(
             NewJob(
                 name=name,
@@ -91,6 +95,7 @@ class Scene:
                 sources=[],
                 fingerprint=fingerprint,
                 priority=priority,
+                burst_size=burst_size,
             )
         )
         self.store.make_pending(job.id)
@@ -154,14 +159,6 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     scene.close()
 
 
-@pytest.fixture(scope="module")
-def dead_pid() -> int:
-    """The id of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
 def run_of(run_id: str | None) -> FlowRun:
     from prefect import get_client
 
@@ -217,6 +214,26 @@ def test_a_burst_becomes_one_run(scene: Scene, max_submitted: int) -> None:
     single = scene.handed_over()["drop"]
     assert (single is None) == (max_submitted == 1)
     assert single != run_id
+
+
+def test_a_single_drop_goes_before_a_burst_that_came_first(scene: Scene) -> None:
+    scene.configure(burst=3, max_submitted=4)
+    pairs = [scene.pending(f"pair {number}", burst_size=5) for number in range(5)]
+    scene.pending("drop")
+    scene.cycle()
+    runs = scene.handed_over()
+    assert {run_of(run_id).name for run_id in set(runs.values())} == {"burst of 5 from pair 0", "drop"}
+    assert len({runs[pair.name] for pair in pairs}) == 1
+    # Nobody works: what is open stays so, and there is never more of it.
+    for number in range(5, 55):
+        scene.pending(f"pair {number}", burst_size=50)
+    later = ("second drop", "third drop", "fourth drop")
+    for name in later:
+        scene.pending(name)
+        scene.cycle()
+    runs = scene.handed_over()
+    assert [bool(runs[name]) for name in later] == [True, True, False]
+    assert len(set(runs.values()) - {None}) == 4
 
 
 def test_a_burst_leaves_room_for_a_single_drop(scene: Scene) -> None:
@@ -338,6 +355,14 @@ def test_a_run_that_does_not_begin_the_job_loses_it_with_the_lease(scene: Scene,
     assert (again.state, again.submission) == (JobState.PENDING, 2)
     assert again.flow_run_id not in (None, job.flow_run_id)
     assert state_of(job.flow_run_id) == ("CRASHED", "Its process died before it began the job.")
+    # The machine may be busy: the next run has twice as long.
+    set_state(again.flow_run_id, getattr(states, kind)())
+    scene.later += timedelta(seconds=110)
+    scene.cycle()
+    assert scene.job("lake").flow_run_id == again.flow_run_id
+    scene.later += timedelta(seconds=20)
+    scene.cycle()
+    assert scene.job("lake").submission == 3
 
 
 def test_a_job_whose_process_is_dead_goes_on_in_another(scene: Scene, dead_pid: int) -> None:
@@ -502,6 +527,22 @@ def test_a_result_that_cannot_be_copied_fails_the_job(scene: Scene, tmp_path: Pa
     failed = scene.job("second")
     assert (failed.state, scene.ended) == (JobState.FAILED, ["first", "second"])
     assert "cannot be copied" in str(failed.error)
+
+
+def test_a_job_whose_result_finds_no_room_is_handed_to_a_run_which_can_wait(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completed(scene, "first", fingerprint="f")
+    pending_like(scene, "second", tmp_path, fingerprint="f")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.reuse.shutil.copy2", refuse)
+        scene.cycle()
+    job = scene.job("second")
+    assert (job.state, job.flow_run_id is None, job.error) == (JobState.PENDING, False, None)
 
 
 def test_a_job_that_is_cancelled_while_it_is_reused_stays_cancelled(scene: Scene, tmp_path: Path) -> None:

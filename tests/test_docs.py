@@ -36,8 +36,21 @@ COMMANDS = [
 ]
 FOLDER_BLOCK = re.findall(r"^```console\n(nst up\n.*?)^```", README, re.MULTILINE | re.DOTALL)[0].splitlines()
 COLLECTION_BLOCK = re.findall(r"^```console\n(mkdir .*?)^```", README, re.MULTILINE | re.DOTALL)[0].splitlines()
-# They need a running service, or run until they are stopped.
-FOLDER_COMMANDS = {"up", "inbox", "status", "cancel", "retry", "worker", "sensor", "collections", "bulk", "schedule"}
+# They need a running service or somebody to notify, run until they are stopped, or change how the others speak.
+FOLDER_COMMANDS = {
+    "cluster",
+    "notify",
+    "up",
+    "inbox",
+    "status",
+    "cancel",
+    "retry",
+    "worker",
+    "sensor",
+    "collections",
+    "bulk",
+    "schedule",
+}
 STAYING_SECONDS = 120
 # What a run costs at full size is known from the benchmarks; its command line is what is tested here.
 SMALL = ["--rows", "32", "--iterations", "2", "--weights", "random", "--device", "cpu"]
@@ -182,6 +195,7 @@ def staying(command: str, user: dict[str, str], more: dict[str, str], *, until: 
                 break
         else:
             raise AssertionError("".join(said))
+        patience.cancel()
         yield
     finally:
         patience.cancel()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from flows.drop_settings import MAX_BYTES, MAX_LINE, DropSettings, read_drop_settings
+from flows.drop_settings import DropSettings, SettingsFile, read_drop_settings, read_settings_file
+from flows.toml_file import MAX_BYTES, MAX_LINE
 from nst_engine.config import TransferConfig
 from nst_engine.errors import ConfigError
 from nst_engine.presets import PRESETS
@@ -86,7 +87,7 @@ def test_the_default_preset_must_exist(path: Path, given: str | None) -> None:
                 DropSettings("default", DEFAULT.with_overrides({"weights": weights})),
                 id=weights,
             )
-            for weights in ("imagenet", "random", "/models/vgg19.h5")
+            for weights in ("imagenet", "random")
         ),
     ],
 )
@@ -182,13 +183,13 @@ SENTENCES = {
     ),
     "relative weights": (
         "weights = 'models/vgg19.h5'",
-        "FILE, line 1: weights = models/vgg19.h5: is a relative path; give the absolute path of a file, or imagenet or "
-        "random.",
+        "FILE, line 1: weights = models/vgg19.h5: a drop cannot name a file; write imagenet, which is the weight file "
+        "of the service, or random.",
     ),
-    "weights at home": (
-        "weights = '~/vgg19.h5'",
-        "FILE, line 1: weights = ~/vgg19.h5: is a relative path; give the absolute path of a file, or imagenet or "
-        "random.",
+    "weights elsewhere": (
+        "weights = '/etc/passwd'",
+        "FILE, line 1: weights = /etc/passwd: a drop cannot name a file; write imagenet, which is the weight file of "
+        "the service, or random.",
     ),
     "syntax": (
         "rows = 64\nkeep = best",
@@ -216,7 +217,7 @@ SENTENCES = {
     ),
     "too large": (
         "# long\n" * (MAX_BYTES // 7 + 1),
-        "FILE: is larger than 1 MB; a file of settings is a few lines of TOML.",
+        "FILE: is larger than 0.1 MB; a file of settings is a few lines of TOML.",
     ),
 }
 
@@ -245,14 +246,21 @@ init = "content" # ] "
 '''
 
 
+def read_of_anybody(path: Path, text: str) -> SettingsFile:
+    path.write_text(text)
+    return read_settings_file(path, preset="default", own_keys=("name", "preset"), may_name_weights=True)
+
+
 @pytest.mark.parametrize("line", ["rows = 8", '"rows" = 8', "'rows'=8", ' "r\\u006fws"\t= 8'])
 def test_the_line_is_that_of_the_key_and_not_of_what_looks_like_it(path: Path, line: str) -> None:
-    assert refusal(path, f"{LOOKALIKES}{line}\n").startswith("FILE, line 17: rows = 8: ")
+    with pytest.raises(ConfigError) as failure:
+        read_of_anybody(path, f"{LOOKALIKES}{line}\n")
+    assert str(failure.value).startswith(f"{path}, line 17: rows = 8: ")
 
 
 def test_the_lookalikes_themselves_are_read(path: Path) -> None:
-    settings = read(path, f"{LOOKALIKES}rows = 64")
-    assert (settings.config.rows, settings.name) == (64, 'rows = 2\n""" [style_layers] """\n"')
+    settings = read_of_anybody(path, f"{LOOKALIKES}rows = 64")
+    assert (settings.config.rows, settings.own["name"]) == (64, 'rows = 2\n""" [style_layers] """\n"')
 
 
 def test_nested_lists_open_no_table(path: Path) -> None:
@@ -290,7 +298,7 @@ def test_unreadable(path: Path, kind: str) -> None:
         path.mkdir()
     with pytest.raises(ConfigError) as failure:
         read_drop_settings(path, preset="default")
-    assert str(failure.value) == f"{path}: cannot be read ({reason}); mend its permissions or drop it again."
+    assert str(failure.value) == f"{path}: cannot be read ({reason}); put a file there that this user may read."
 
 
 def test_the_four_keys_are_no_settings_of_a_transfer() -> None:

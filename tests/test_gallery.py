@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from flows.addresses import may_ask
 from flows.errors import SettingsError
-from flows.gallery.app import may_ask
 from flows.gallery.curve import draw
 from flows.gallery.export import write_export
 from flows.gallery.links import ServerLinks

@@ -33,6 +33,8 @@ FORMATS = {
     "BMP": ("bmp", {}),
     "animated GIF": ("gif", {"save_all": True}),
     "AVIF": ("avif", {"quality": 60}),
+    "animated PNG": ("png", {"save_all": True}),
+    "animated WebP": ("webp", {"save_all": True}),
 }
 FLIPPED = 60
 """Files of each format with one to eight bits turned over."""
@@ -96,6 +98,7 @@ def test_pieces_and_flipped_bits(decoder: GuardedDecoder, tmp_path: Path, name: 
     assert pieces["refused"] + pieces["pictures"] == 10
     # What is left out of a picture at its very end may be what no pixel needs, as all frames but the first.
     assert pieces["refused"] >= (3 if "animated" in name else 8)
+    assert tried(decoder, tmp_path / "whole.exe", [data]) == {"pictures": 1}
     assert bits.total() == FLIPPED
 
 
@@ -145,6 +148,50 @@ def exif_jpeg(exif: bytes) -> bytes:
     return file.getvalue()
 
 
+def deflated_tiff(data: bytes, *, following: int = 0) -> bytes:
+    """One strip of 64 x 48 grey pixels, which unpacks to whatever it does; `following` is the next directory."""
+    entries = [
+        (256, 4, 1, 64),
+        (257, 4, 1, 48),
+        (258, 3, 1, 8),
+        (259, 3, 1, 8),
+        (262, 3, 1, 1),
+        (273, 4, 1, 8),
+        (277, 3, 1, 1),
+        (278, 4, 1, 48),
+        (279, 4, 1, len(data)),
+    ]
+    strip = data + b"\0" * (len(data) % 2)
+    at = 8 + len(strip)
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<I", at) + strip + directory + struct.pack("<I", at if following else 0)
+
+
+def directory(*entries: tuple[int, int, int, int]) -> bytes:
+    """A TIFF of one directory and no pixels, as EXIF data are."""
+    body = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<I", 8) + body + bytes(4)
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    """One of a JPEG, put right after its beginning."""
+    return WHOLE_JPEG[:2] + struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data + WHOLE_JPEG[2:]
+
+
+def sized_jpeg(size: bytes) -> bytes:
+    """One that says that it has so many rows, and columns."""
+    at = WHOLE_JPEG.index(b"\xff\xc0") + 5
+    return WHOLE_JPEG[:at] + size + WHOLE_JPEG[at + len(size) :]
+
+
+def huge_avif() -> bytes:
+    """One that says in its boxes that it has 4 thousand million pixels."""
+    data = bytearray(encoded("AVIF"))
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", 65535, 65535)
+    return bytes(data)
+
+
 def many_frames() -> bytes:
     file = io.BytesIO()
     frame = Image.new("P", (64, 48))
@@ -153,7 +200,50 @@ def many_frames() -> bytes:
     return file.getvalue()
 
 
+WHOLE_JPEG = encoded("JPEG")
+MP4 = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + b"\0\0\x10\0mdat" + bytes(4096)
+FIRST_FRAME = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 64, 48, 0, 0, 1, 1, 0, 0))
+
 HOSTILE = {
+    "a JPEG with a film behind it": (WHOLE_JPEG + MP4, "pictures"),
+    "a JPEG with another behind it": (WHOLE_JPEG * 2, "pictures"),
+    "a JPEG of 65535 x 65535": (sized_jpeg(b"\xff\xff\xff\xff"), "refused"),
+    "a JPEG of no rows": (sized_jpeg(b"\0\0"), "refused"),
+    "a JPEG of several pictures that are not there": (
+        segment(0xE2, b"MPF\0" + directory((0xB000, 7, 4, 0x30303130), (0xB001, 4, 1, 0xFFFFFFFF), (0xB002, 7, 32, 8))),
+        None,
+    ),
+    "a JPEG with one of 255 parts of a colour profile": (
+        segment(0xE2, b"ICC_PROFILE\0\1\xff" + b"x" * 99),
+        None,
+    ),
+    "a JPEG whose Photoshop data have no end": (segment(0xED, b"Photoshop 3.0\08BIM\4\4\0\0\xff\xff\xff\xff"), None),
+    "a JPEG of 20,000 comments": (WHOLE_JPEG[:2] + b"\xff\xfe\0\4hi" * 20_000 + WHOLE_JPEG[2:], "pictures"),
+    "EXIF data of 65535 entries": (exif_jpeg(b"II*\0" + struct.pack("<IH", 8, 65535) + bytes(60_000)), "pictures"),
+    "EXIF data of 4 thousand million values": (exif_jpeg(directory((274, 12, 0xFFFFFFFF, 26))), "pictures"),
+    "EXIF data that say how to turn it with a text": (exif_jpeg(directory((274, 2, 4, 0x00363636))), "pictures"),
+    "EXIF data in EXIF data without end": (exif_jpeg(directory((34665, 4, 1, 8))), "pictures"),
+    "EXIF data of 512 MB in a PNG": (png(chunk(b"eXIf", directory((274, 3, 0x10000000, 8))), PIXELS), None),
+    "a PNG whose international text unpacks to 512 MB": (png(chunk(b"iTXt", b"bomb\0\1\0\0\0" + BOMB), PIXELS), None),
+    "an animated PNG of 4 thousand million frames": (
+        png(chunk(b"acTL", struct.pack(">II", 0xFFFFFFFF, 0)), FIRST_FRAME, PIXELS),
+        None,
+    ),
+    "an animated PNG of no frames": (png(chunk(b"acTL", struct.pack(">II", 0, 0)), FIRST_FRAME, PIXELS), None),
+    "a PNG whose palette is empty": (png(chunk(b"PLTE", b""), PIXELS), None),
+    "a PNG whose pixels come in 20,000 pieces": (png(chunk(b"IDAT", b"") * 20_000, PIXELS), None),
+    "a TIFF whose strip unpacks to 512 MB": (deflated_tiff(BOMB), None),
+    "a TIFF whose next directory is the same": (deflated_tiff(zlib.compress(bytes(64 * 48)), following=1), "pictures"),
+    "a TIFF of 65535 samples a pixel": (directory((256, 4, 1, 64), (257, 4, 1, 48), (277, 3, 1, 65535)), "refused"),
+    "an AVIF of 65535 x 65535": (huge_avif(), "refused"),
+    "a HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500), "refused"),
+    "a film": (MP4, "refused"),
+    "a ZIP": (b"PK\3\4" + bytes(500), "refused"),
+    "a web page": (b"<!doctype html><img src=http://127.0.0.1/>", "refused"),
+    "an icon": (b"\0\0\1\0\1\0\x10\x10" + bytes(500), "refused"),
+    "a PCX": (b"\x0a\5\1\x08" + bytes(500), "refused"),
+    "a Windows metafile": (b"\xd7\xcd\xc6\x9a" + bytes(500), "refused"),
+    "a program": (b"\x7fELF\2\1\1" + bytes(500), "refused"),
     "a PNG that says it has 4 thousand million pixels": (png(PIXELS, columns=65535, rows=65535), "refused"),
     "a PNG of negative size": (png(PIXELS, columns=0xFFFFFFFF, rows=48), "refused"),
     "a PNG of no pixels": (png(PIXELS, columns=0, rows=0), "refused"),
@@ -202,6 +292,9 @@ def test_hostile(decoder: GuardedDecoder, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("mode", "kind", "expected"),
     [
+        ("YCbCr", "tiff", "pictures"),
+        ("YCbCr", "jpeg", "pictures"),
+        ("I;16B", "tiff", "pictures"),
         ("CMYK", "jpeg", "pictures"),
         ("CMYK", "tiff", "pictures"),
         ("LAB", "tiff", "pictures"),

@@ -3,124 +3,45 @@ between any two steps, or a disk that refuses, loses nothing and makes nothing t
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 import storage.workspace
 from flows.checked_picture import CheckedPicture
 from flows.errors import InboxMissingError
 from flows.inbox import Waiting
-from flows.intake import Intake, Look
+from flows.intake import Look
 from flows.settings import Settings
-from storage.database import Database, open_database
+from storage.database import Database
 from storage.jobs import JobStore, NewJob
 from storage.models import Job, JobState
 from storage.workspace import Workspace
+from tests.intake_home import (
+    BAD_TOML,
+    CONTENT,
+    HALF,
+    HALF_MASK,
+    MASK,
+    OTHER,
+    OTHER_MASK,
+    OTHER_STYLE,
+    PAIR,
+    ROLES,
+    STYLE,
+    TOML,
+    Files,
+    Place,
+    contents,
+    png,
+)
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-
-
-def png(seed: int, *, rows: int = 20, columns: int = 20) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (columns, rows), (seed, 40, 200)).save(file, "png")
-    return file.getvalue()
-
-
-CONTENT, OTHER, STYLE, OTHER_STYLE = (png(seed) for seed in (1, 2, 3, 4))
-HALF = CONTENT[: len(CONTENT) // 2]
-MASK, OTHER_MASK = png(7, rows=40, columns=40), png(8)
-HALF_MASK = MASK[: len(MASK) // 2]
-TOML = b"rows = 64\n"
-BAD_TOML = b"rows = 64\niteration = 6\n"
-PAIR = {"lake_content.png": CONTENT, "lake_style.png": STYLE}
-
-Files = dict[str, bytes]
-
-
-class Place:
-    """A home with its own clock; `restart` is what a new process does."""
-
-    def __init__(self, home: Path, template: Path, **settings: Any) -> None:
-        self.workspace = Workspace(home)
-        self.workspace.create()
-        shutil.copy(template, self.workspace.database_path)
-        self.settings = Settings(home=home, **settings)
-        self.now = 100.0
-        self._database: Database | None = None
-        self.restart()
-
-    def restart(self, make_store: Callable[[Database], JobStore] = JobStore) -> None:
-        self.close()
-        self._database = open_database(self.workspace.database_path)
-        self.store = make_store(self._database)
-        self.heard: list[Job] = []
-        self.intake = Intake(
-            self.store,
-            self.workspace,
-            self.settings,
-            check=functools.partial(CheckedPicture.of, max_pixels=self.settings.max_pixels),
-            clock=lambda: self.now,
-            on_job=self.heard.append,
-        )
-
-    def close(self) -> None:
-        if self._database is not None:
-            self._database.close()
-
-    def drop(self, files: Files) -> None:
-        for name, data in files.items():
-            path = self.workspace.inbox / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-
-    def look(self, *, after: float = 0.0) -> Look:
-        self.now += after
-        return self.intake.look()
-
-    def settled_look(self) -> Look:
-        """Look, wait until everything has settled, look again."""
-        self.look()
-        return self.look(after=self.settings.settle_seconds)
-
-    @property
-    def inbox(self) -> Files:
-        return contents(self.workspace.inbox)
-
-    @property
-    def jobs(self) -> list[Job]:
-        """All jobs, the oldest first."""
-        return self.store.recent(limit=5000)[::-1]
-
-    def work(self, job: Job) -> Files:
-        return contents(self.workspace.job_folder(job.id))
-
-
-def contents(folder: Path) -> Files:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database, made once."""
-    path = tmp_path_factory.mktemp("template") / "nst.db"
-    open_database(path).close()
-    return path
-
-
-@pytest.fixture
-def place(tmp_path: Path, template: Path) -> Iterator[Place]:
-    place = Place(tmp_path / "home", template)
-    yield place
-    place.close()
 
 
 @pytest.mark.parametrize(
@@ -385,6 +306,36 @@ def test_every_picture_of_a_style_folder_is_a_job(place: Place) -> None:
     (job,) = place.settled_look().claimed
     assert (job.name, place.work(job)) == ("c_swirls", {"content.png": CONTENT, "style.png": STYLE})
     assert place.inbox == {"swirls/style.png": STYLE}
+
+
+def test_small_drops_go_first_and_a_long_look_ends_before_all_is_taken(place: Place) -> None:
+    place.use(slow := Slow(place, seconds=1.0))
+    place.drop({f"burst{number}_{role}.png": png(2 * number + turn) for number in range(5) for turn, role in ROLES})
+    place.look()
+    place.now += 1
+    place.drop({f"single_{role}.png": png(50 + turn) for turn, role in ROLES})
+    place.look()
+    first = place.look(after=place.settings.settle_seconds)
+    assert [job.name for job in first.claimed] == ["single", "burst0", "burst1"]
+    assert (first.next_look, slow.checked) == (place.now, 6)
+    second = place.look()
+    assert [job.name for job in second.claimed] == ["burst2", "burst3", "burst4"]
+    # Also those that are taken last came in a burst of five.
+    assert [job.burst_size for job in place.jobs] == [1, 5, 5, 5, 5, 5]
+
+
+class Slow:
+    """Checks a picture in so many seconds of the place's clock."""
+
+    def __init__(self, place: Place, *, seconds: float) -> None:
+        self._place = place
+        self._seconds = seconds
+        self.checked = 0
+
+    def __call__(self, path: Path) -> CheckedPicture:
+        self._place.now += self._seconds
+        self.checked += 1
+        return CheckedPicture.of(path, max_pixels=self._place.settings.max_pixels)
 
 
 def test_a_settings_file_says_what_the_job_is(place: Place) -> None:

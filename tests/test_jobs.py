@@ -183,6 +183,7 @@ def test_a_new_job_is_claimed_and_keeps_what_it_was_made_from(store: JobStore) -
         "config": {"iterations": 300, "tv": 0.5},
         "created_at": at(0),
         "priority": 0,
+        "burst_size": 1,
         "submission": 1,
         "attempts_before_retry": 0,
         "sources": [content | {"position": 0}, style | {"position": 0}, style | {"position": 1}],

@@ -3,6 +3,7 @@ what it needs for that is in force and still needed, and that it ends when it sh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,8 +19,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
+import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from benchmarks.burst import run_burst
@@ -196,6 +200,32 @@ def test_settings_are_in_force(server: Server) -> None:
     }
     home = Path(server.environment["PREFECT_HOME"])
     assert (home / "prefect.db").is_file()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        pytest.param({}, 201, id="a program"),
+        pytest.param({"Origin": "http://{here}"}, 201, id="the dashboard"),
+        pytest.param({"Host": "localhost:9", "Origin": "http://localhost:9"}, 201, id="through a tunnel"),
+        pytest.param({"Origin": "http://localhost:4300"}, 403, id="another port"),
+        pytest.param({"Origin": "https://evil.example"}, 403, id="another site"),
+        pytest.param({"Origin": "null"}, 403, id="a page that hides where it is from"),
+        pytest.param({"Host": "evil.example:{port}"}, 403, id="a name that was pointed here"),
+    ],
+)
+def test_only_its_own_pages_and_programs_are_answered(server: Server, headers: dict[str, str], status: int) -> None:
+    here = server.url.removeprefix("http://").removesuffix("/api")
+    sent = {name: value.format(here=here, port=server.port) for name, value in headers.items()}
+    body = {"name": f"variable_{uuid4().hex}", "value": 1}
+    assert httpx.post(f"{server.url}/variables/", json=body, headers=sent).status_code == status
+    # Of a socket a page tells its origin too.
+    if "Host" not in sent:
+        address = f"{server.url.replace('http', 'ws')}/events/out"
+        with contextlib.ExitStack() as refused:
+            if status == 403:
+                refused.enter_context(pytest.raises(InvalidStatus, match="403"))
+            connect(address, additional_headers=sent, subprotocols=["prefect"]).close()
 
 
 def test_collector_runs_in_its_own_thread_only(server: Server) -> None:

@@ -45,13 +45,6 @@ POINTS = [
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    workspace = Workspace(tmp_path / "home")
-    workspace.create()
-    return workspace
-
-
-@pytest.fixture
 def store(workspace: Workspace) -> Iterator[JobStore]:
     with open_database(workspace.database_path) as database:
         yield JobStore(database)

@@ -170,7 +170,8 @@ class Scene:
         (self.home / "collections" / "wedding").mkdir()
 
     def schedules(self) -> list[DeploymentSchedule]:
-        from flows.runs import NIGHTLY, prefect_client
+        from flows.prefect_names import NIGHTLY
+        from flows.runs import prefect_client
 
         with prefect_client() as client:
             return client.read_deployment_schedules(client.read_deployment_by_name(NIGHTLY).id)
@@ -180,7 +181,8 @@ class Scene:
 
     def change(self, **values: Any) -> None:
         """What a user does in the dashboard."""
-        from flows.runs import NIGHTLY, prefect_client
+        from flows.prefect_names import NIGHTLY
+        from flows.runs import prefect_client
 
         (schedule,) = self.schedules()
         with prefect_client() as client:
@@ -237,7 +239,8 @@ def test_off_deletes_ours_and_leaves_a_users_own(scene: Scene) -> None:
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import CronSchedule
 
-    from flows.runs import NIGHTLY, prefect_client
+    from flows.prefect_names import NIGHTLY
+    from flows.runs import prefect_client
 
     scene.add_collection()
     scene.ensure()
@@ -254,7 +257,8 @@ def test_off_deletes_ours_and_leaves_a_users_own(scene: Scene) -> None:
 
 def test_a_restart_of_the_service_keeps_the_schedule_and_its_pause(scene: Scene, tmp_path: Path) -> None:
     from flows.deployments import ensure_deployments
-    from flows.runs import NIGHTLY, prefect_client
+    from flows.prefect_names import NIGHTLY
+    from flows.runs import prefect_client
 
     scene.add_collection()
     scene.ensure()
@@ -342,7 +346,8 @@ def test_without_prefect_the_keeper_says_so_and_asks_again(scene: Scene) -> None
 
 
 def test_a_deployment_that_is_not_there_is_told_of(scene: Scene) -> None:
-    from flows.runs import NIGHTLY, prefect_client
+    from flows.prefect_names import NIGHTLY
+    from flows.runs import prefect_client
     from flows.schedule import ensure_schedule
 
     with prefect_client() as client:

@@ -219,7 +219,7 @@ server:/auto {here}/auto nfs rw 0 0
     ],
 )
 def test_a_folder_is_blind_where_its_filesystem_is(tmp_path: Path, folder: str, blind: bool) -> None:
-    from flows.sensor import is_blind
+    from flows.watcher import is_blind
 
     (tmp_path / "shortcut").symlink_to(tmp_path / "net")
     mounts = tmp_path / "mounts"
@@ -228,7 +228,7 @@ def test_a_folder_is_blind_where_its_filesystem_is(tmp_path: Path, folder: str, 
 
 
 def test_without_a_table_of_mounts_nothing_is_blind(tmp_path: Path) -> None:
-    from flows.sensor import is_blind
+    from flows.watcher import is_blind
 
     assert is_blind(tmp_path, mounts=tmp_path / "none") is False
 
@@ -243,7 +243,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def watching(folder: Path) -> Iterator[tuple[Any, threading.Event]]:
     """A watcher of the folder, and the event that it sets."""
-    from flows.sensor import Watcher
+    from flows.watcher import Watcher
 
     wake = threading.Event()
     watcher = Watcher(folder, wake, mode="native")
@@ -313,7 +313,7 @@ def test_a_folder_that_comes_back_is_watched_again(
 
 
 def test_polling_needs_no_threads(folder: Path) -> None:
-    from flows.sensor import Watcher
+    from flows.watcher import Watcher
 
     before = threading.active_count()
     watcher = Watcher(folder, threading.Event(), mode="polling")

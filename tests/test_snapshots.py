@@ -23,7 +23,6 @@ from PIL import Image
 
 from flows import attempt, chunks, progress
 from flows.chunks import Snapshot, Work, take_snapshot
-from flows.claim import claim
 from flows.drop_settings import read_drop_settings
 from flows.errors import JobInterruptedError, SettingsError
 from flows.fingerprint import fingerprint
@@ -33,7 +32,7 @@ from flows.settings import load_settings
 from flows.snapshots import draw_timelapse, keep_snapshots, latest_picture, write_preview, write_snapshots
 from nst_engine.config import TransferConfig
 from nst_engine.errors import ConfigError
-from nst_engine.images import MAX_PIXELS, decode, deprocess
+from nst_engine.images import decode, deprocess
 from nst_engine.pictures import Pictures, fit_pictures
 from nst_engine.presets import find_preset
 from nst_engine.transfer import Budget, TransferState, advance, start
@@ -391,7 +390,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterProcess
 
 
 def test_a_job_on_a_cluster_that_is_stopped_in_the_middle_goes_on(
-    cluster: ClusterProcesses, run: Run, home: Path, content_file: Path, style_file: Path, engine: Engine
+    cluster: ClusterProcesses,
+    run: Run,
+    home: Path,
+    content_file: Path,
+    style_file: Path,
+    claim_pair: Callable[..., Job],
+    engine: Engine,
 ) -> None:
     from flows.stylize import stylize
 
@@ -403,16 +408,7 @@ def test_a_job_on_a_cluster_that_is_stopped_in_the_middle_goes_on(
     workspace.create()
     with open_database(workspace.database_path) as database:
         store = JobStore(database)
-        job = claim(
-            store,
-            workspace,
-            content=content_file,
-            styles=[style_file],
-            preset="default",
-            config=config,
-            max_pixels=MAX_PIXELS,
-            snapshot_every=7,
-        )
+        job = claim_pair(store, workspace, config, snapshot_every=7)
         folder, stop, seen = workspace.job_folder(job.id), threading.Event(), list[Path | None]()
 
         def stop_when_saved(_: progress.Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from nst_engine.pictures import fit_pictures
 from nst_engine.presets import find_preset
 from nst_engine.transfer import Budget, advance, start
 from storage.database import open_database
-from storage.errors import WorkspaceError
-from storage.jobs import JobStore
+from storage.errors import JobStateError, WorkspaceError
+from storage.jobs import JobStore, utc_now
 from storage.models import Job, JobState
 from storage.workspace import Workspace
 
@@ -208,6 +209,40 @@ def test_a_failure_in_the_flow_is_one_sentence_in_the_record_and_leaves_nothing_
     assert failed.error == f"{taken} is already there and not an empty folder; choose another folder with -o."
     assert files_under(taken) == {"mine.txt"}
     assert list((home / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [JobStateError("It is not open."), WorkspaceError("Its folder is gone."), FileNotFoundError("checkpoint")]
+)
+def test_an_attempt_that_was_given_up_ends_crashed_whatever_stops_it(
+    tmp_path: Path, claim_pair: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from flows.stylize import stylize
+
+    settings = load_settings(home=tmp_path / "home", device="cpu")
+    workspace = Workspace(settings.home)
+    workspace.create()
+    with open_database(workspace.database_path) as database:
+        store = JobStore(database)
+        pending = claim_pair(store, workspace, find_preset("default").config.with_overrides(SMALL))
+
+        def overtaken(*_: object) -> None:
+            store.release(pending.id, error="It stood still.")
+            later = store.start_attempt(pending.id, host="here", pid=1, lease_until=utc_now())
+            store.complete(pending.id, attempt=later, result_folder="there", result_files={}, rows=48, columns=64)
+            raise error
+
+        monkeypatch.setattr("flows.stylize.bring_pictures", overtaken)
+        ended = stylize(pending.id, str(settings.home), "cpu", return_state=True)
+        job = store.get(pending.id)
+    assert (ended.type.value, ended.message) == (
+        "CRASHED",
+        "Attempt 1 at lake_swirls stood still past its lease of 60 s and was given up; it leaves the job as it is.",
+    )
+    assert (job.state, [(each.outcome, each.error) for each in job.attempts]) == (
+        JobState.COMPLETED,
+        [(JobState.FAILED, "It stood still."), (JobState.COMPLETED, None)],
+    )
 
 
 def test_a_missing_weight_file_makes_no_job(tmp_path: Path, content_file: Path, style_file: Path) -> None:

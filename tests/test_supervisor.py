@@ -10,13 +10,16 @@ import threading
 import time
 from collections import UserDict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from flows import supervisor
 from flows.errors import FlowError, OrchestrationError
+from flows.part_states import read_part_states
 from flows.supervisor import Part, Supervisor
+from storage.jobs import utc_now
 
 SLEEPER = "import time; print('begun', flush=True); time.sleep(600)"
 # Says what it hears to a file that all share, in the order of their ends.
@@ -142,6 +145,22 @@ def test_a_part_that_is_killed_starts_again_after_a_growing_pause(run: Callable[
     ]
     assert [lives(pid) for pid in pids] == [False, False, True]
     assert len(set(pids)) == 3
+
+
+def test_what_is_known_of_the_parts_can_be_read_from_outside(run: Callable[..., Running]) -> None:
+    # As Dask's nanny says it of its own process.
+    nanny = f"print('WARNING Restarting worker (status=running)', flush=True); {SLEEPER}"
+    running = run(Part("nanny", python(nanny), restart_sign="Restarting worker"), Part("sleeper", python(SLEEPER)))
+    running.kill("sleeper")
+    before = utc_now()
+    states = {state.name: state for state in read_part_states(running.logs)}
+    assert {name: (state.supervisor, state.process, state.restarts) for name, state in states.items()} == {
+        "nanny": (os.getpid(), running.pid("nanny"), 1),
+        "sleeper": (os.getpid(), running.pid("sleeper"), 1),
+    }
+    assert all(timedelta() <= before - at < timedelta(minutes=1) for state in states.values() for at in state.latest)
+    running.end()
+    assert read_part_states(running.logs) == []
 
 
 def test_a_part_that_ran_for_long_starts_again_after_the_shortest_pause(

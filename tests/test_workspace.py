@@ -22,13 +22,6 @@ RESULT = {"result.png": b"picture", "job.json": b"{}", "snapshots/0100.png": b"e
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    workspace = Workspace(tmp_path / "home")
-    workspace.create()
-    return workspace
-
-
-@pytest.fixture
 def other_volume() -> Iterator[Path]:
     """A folder on another file system than the temporary folder of the tests."""
     shm = Path("/dev/shm")
@@ -66,7 +59,7 @@ def test_a_home_has_its_folders(tmp_path: Path) -> None:
 
 def test_a_home_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("in the way")
-    with pytest.raises(WorkspaceError, match=r"home/inbox cannot be made .*; name another home"):
+    with pytest.raises(WorkspaceError, match=r"home cannot be made .*; name another home"):
         Workspace(tmp_path / "home").create()
 
 

@@ -3,11 +3,8 @@ GET and HEAD is refused, and without a database every page says so, until there 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
-import ipaddress
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -22,7 +19,10 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flows.access import knows_password
+from flows.addresses import may_ask
 from flows.gallery import files
+from flows.gallery.health import Health
 from flows.gallery.links import ServerLinks
 from flows.gallery.memory import Memory, NoDatabaseError
 from flows.gallery.pages import Pages
@@ -42,6 +42,8 @@ _STATIC_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "i
 # Such as thumbnails, each of which may take much memory and time.
 _LARGE_ONES_AT_ONCE: Final = 2
 _DAY: Final = 86_400
+# Who asks whether all is well has no password.
+_OPEN: Final = "/healthz"
 Made = TypeVar("Made")
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
@@ -53,12 +55,13 @@ _HEADERS: Final = {
 }
 _SENTENCES: Final = {
     404: ("Not here", "There is nothing at this address; the list of pictures shows what there is."),
+    401: ("Who is there?", "The gallery asks for its password: gallery_password in nst.toml, under any user name."),
     405: ("Only to look at", "The gallery can only be looked at; nothing can be sent to it."),
 }
 
 
 def make_app(settings: Settings) -> ASGIApp:
-    """The application for one home; a request for a host that is not this one is refused."""
+    """The application for one home; a request for a host that is not this one, or without the password, is refused."""
     gallery = _Gallery(settings)
     app = Starlette(
         routes=[
@@ -71,6 +74,8 @@ def make_app(settings: Settings) -> ASGIApp:
             Route("/collections/{name}", gallery.collection),
             Route("/nights/{night_id}/contact-sheet", gallery.contact_sheet),
             Route("/static/{name}", gallery.static),
+            Route("/healthz", gallery.health.healthz),
+            Route("/metrics", gallery.health.metrics),
         ],
         exception_handlers={
             HTTPException: gallery.refused,
@@ -80,16 +85,17 @@ def make_app(settings: Settings) -> ASGIApp:
             Exception: gallery.failed,
         },
     )
-    return _Guard(app, gallery.message, host=settings.host)
+    return _Guard(app, gallery.message, settings)
 
 
 class _Guard:
     """Around all answers: their headers, and who may ask for what."""
 
-    def __init__(self, app: ASGIApp, message: Callable[[int, str, str], Response], *, host: str) -> None:
+    def __init__(self, app: ASGIApp, message: Callable[[int, str, str], Response], settings: Settings) -> None:
         self._app = app
         self._message = message
-        self._host = host
+        self._host = settings.host
+        self._password = settings.gallery_password
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,13 +111,20 @@ class _Guard:
             await send(message)
 
         app = self._app
-        if not may_ask(Headers(scope=scope).get("host", ""), self._host):
+        asked = Headers(scope=scope)
+        if not may_ask(asked.get("host", ""), self._host):
             sentence = f"The gallery answers as {self._host} and as localhost only; open it under one of these names."
             app = self._message(400, "Another name", sentence)
+        elif not self._knows_password(scope["path"], asked.get("authorization", "")):
+            app = self._message(401, *_SENTENCES[401])
+            app.headers["WWW-Authenticate"] = 'Basic realm="nst", charset="UTF-8"'
         elif scope["method"] not in ("GET", "HEAD"):
             app = self._message(405, *_SENTENCES[405])
             app.headers["Allow"] = "GET, HEAD"
         await app(scope, receive, send_with_headers)
+
+    def _knows_password(self, path: str, authorization: str) -> bool:
+        return path == _OPEN or self._password is None or knows_password(authorization, self._password)
 
 
 class _Gallery:
@@ -120,6 +133,7 @@ class _Gallery:
     def __init__(self, settings: Settings) -> None:
         self._workspace = Workspace(settings.home)
         self._memory = Memory(self._workspace.database_path)
+        self.health = Health(settings, self._memory)
         dashboard = service_api(settings).rstrip("/").removesuffix("/api")
         self._pages = Pages(self._workspace, ServerLinks(dashboard=dashboard))
         self._thumbnails = Thumbnails(self._workspace.home, max_pixels=settings.max_pixels)
@@ -254,31 +268,6 @@ class _Gallery:
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(_LARGE_ONES_AT_ONCE)
         return await anyio.to_thread.run_sync(make, limiter=self._limiter)
-
-
-def may_ask(asked: str, host: str) -> bool:
-    """Whether a Host header names this machine, so that no other name can be made to point here unnoticed.
-
-    `host` is the address that is listened on; who listens on all of them is also asked under any address and by the
-    machine's name.
-    """
-    name = asked.rsplit(":", 1)[0] if not asked.endswith("]") and ":" in asked else asked
-    name = name.strip("[]").lower()
-    if name in {"localhost", "127.0.0.1", "::1", host.lower()}:
-        return True
-    if host not in ("0.0.0.0", "::"):  # noqa: S104
-        return False
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name in _own_names()
-    return True
-
-
-@functools.cache
-def _own_names() -> frozenset[str]:
-    # Asked once: to find the full name may take as long as a name server that does not answer.
-    return frozenset({socket.gethostname().lower(), socket.getfqdn().lower()})
 
 
 def _plain(text: str) -> str:

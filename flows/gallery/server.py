@@ -8,6 +8,7 @@ from typing import Final
 
 import uvicorn
 
+from flows.access import exposed_secrets, require_access
 from flows.gallery.app import make_app
 from flows.gallery.links import gallery_url
 from flows.lifeline import end_with_parent
@@ -19,7 +20,13 @@ _DRAIN_SECONDS: Final = 2
 
 
 def serve(settings: Settings, *, port: int, say: Callable[[str], object]) -> None:
-    """Serve until SIGTERM or Ctrl-C; raises ServiceError where the port is taken."""
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises SettingsError where others could reach it without a password, ServiceError where the port is taken.
+    """
+    require_access(settings, gallery=True)
+    for sentence in exposed_secrets(settings):
+        say(sentence)
     leave_on_signals()
     end_with_parent()
     with listen(settings.host, port, setting="gallery_port or --port") as bound:

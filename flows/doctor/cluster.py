@@ -1,0 +1,80 @@
+"""What `nst doctor` asks the Dask scheduler: whether it answers, and whether a GPU worker has come to it."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from flows.certificates import dask_security
+from flows.doctor.finding import Finding, of_sentence
+from flows.doctor.running import service_process
+from flows.errors import SettingsError
+from flows.service import scheduler_address
+from flows.settings import Settings
+
+_SECONDS: Final = 3.0
+
+
+def scheduler(settings: Settings) -> list[Finding]:
+    """The scheduler and its GPU workers, where there should be some."""
+    outside = settings.scheduler is not None
+    if not outside and service_process(settings.home) is None:
+        return [Finding("scheduler", "`nst up` runs one")]
+    # Before its time is taken: these imports take seconds.
+    import distributed  # noqa: F401
+
+    from flows import gpu  # noqa: F401
+
+    try:
+        address = scheduler_address(settings)
+        security = dask_security(address, settings.certificates)
+    except SettingsError as error:
+        return [of_sentence("scheduler", str(error))]
+    workers = _within(2 * _SECONDS, lambda: asyncio.run(_gpu_workers(address, security)))
+    if workers is None:
+        remedy = "start it, or correct NST_SCHEDULER" if outside else "see logs/scheduler.log in the home"
+        return [Finding("scheduler", f"{address} does not answer", remedy)]
+    if not workers:
+        remedy = "start one: nst worker" if outside else "see logs/gpu-worker.log in the home"
+        return [Finding("scheduler", f"{address} has no GPU worker", remedy)]
+    return [Finding("scheduler", f"{address} with {workers} GPU worker{'' if workers == 1 else 's'}")]
+
+
+def _within(seconds: float, ask: Callable[[], int]) -> int | None:
+    """What `ask` returns, None where it raises OSError or takes longer.
+
+    Dask ends no connection whose other end hangs; its thread is left alone then and ends with this process.
+    """
+    answers = queue.SimpleQueue[int | None]()
+
+    def answer() -> None:
+        try:
+            answers.put(ask())
+        except OSError:
+            answers.put(None)
+
+    threading.Thread(target=answer, name="scheduler", daemon=True).start()
+    try:
+        return answers.get(timeout=seconds)
+    except queue.Empty:
+        return None
+
+
+async def _gpu_workers(address: str, security: Any) -> int:
+    """How many workers with a GPU's task the scheduler has; OSError where it does not answer in time."""
+    from distributed.comm.core import connect
+
+    from flows import gpu
+
+    arguments = security.get_connection_args("client") if security is not None else {}
+    comm: Any = await connect(address, timeout=_SECONDS, **arguments)  # type: ignore[no-untyped-call]
+    try:
+        async with asyncio.timeout(_SECONDS):
+            await comm.write({"op": "identity", "n_workers": -1, "reply": True})
+            info = await comm.read()
+    finally:
+        comm.abort()
+    return sum(gpu.GPU in worker["resources"] for worker in info["workers"].values())
