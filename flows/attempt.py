@@ -18,6 +18,7 @@ from prefect.runtime import deployment
 
 from flows import cancellations
 from flows.errors import JobCancelledError, JobInterruptedError, OrchestrationError
+from flows.interruption import stop_if_interrupted
 from flows.leases import RENEWALS_A_LEASE, keeping
 from flows.runs import Asker, RunState
 from flows.settings import Settings
@@ -78,6 +79,7 @@ class Attempt:
 
     def enter(self, phase: Phase) -> None:
         """Note the phase and renew the lease; JobCancelledError when somebody has cancelled the job."""
+        stop_if_interrupted()
         self.store.enter_phase(self.job.id, attempt=self.number, phase=phase)
         self.renew()
 
@@ -120,6 +122,7 @@ class Watch:
 
     def look(self) -> None:
         """Raise JobCancelledError or JobInterruptedError when the job has to stop here."""
+        stop_if_interrupted()
         job = self._attempt.job
         if self._cancelled_in_prefect.is_set():
             raise JobCancelledError(f"Job {job.name} was cancelled in Prefect.")

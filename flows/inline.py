@@ -3,16 +3,15 @@ before Prefect and TensorFlow start, then the flow runs with a progress bar."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from flows.access import use_prefect_auth
 from flows.claim import claim
 from flows.drop_settings import snapshots_problem
 from flows.errors import OrchestrationError, SettingsError
+from flows.interruption import interruptible
 from flows.local_api import prepare_api
 from flows.reuse import reuse_twin
 from flows.settings import Settings
@@ -77,13 +76,13 @@ def run_inline(
             name=name,
             snapshot_every=snapshot_every,
         )
-        previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            if force or not reuse_twin(store, workspace, job, out=destination):
-                _run_flow(job, settings, destination)
+            with interruptible():
+                if force or not reuse_twin(store, workspace, job, out=destination):
+                    _run_flow(job, settings, destination)
         finally:
-            signal.signal(signal.SIGTERM, previous)
-            if store.get(job.id).state is JobState.PENDING:
+            # It is running still where the signal came between the flow's own steps.
+            if store.state_of(job.id) in (JobState.PENDING, JobState.RUNNING):
                 store.cancel(job.id, attempt=None)
                 workspace.discard(job.id)
         return store.get(job.id)
@@ -139,7 +138,3 @@ def require_weights(config: TransferConfig) -> None:
         download_weights()
     else:
         read(found.path)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -20,6 +20,7 @@ from flows.attempt import Attempt, cancelled_in_prefect, is_service_run
 from flows.claim import bring_pictures
 from flows.dashboard import failure_report
 from flows.errors import ClusterLostError, JobCancelledError, JobInterruptedError, WorkerLostError
+from flows.interruption import as_interruption
 from flows.leases import LOCK_PATIENCE_SECONDS
 from flows.published import complete_published
 from flows.settings import load_settings
@@ -118,13 +119,14 @@ def _run_tasks(attempt: Attempt, out: Path | None) -> Any:
     """Take the attempt through its tasks and write how it ended into the database."""
     job, store = attempt.job, attempt.store
     try:
-        folder = published_before(attempt)
-        if folder is None:
-            bring_pictures(attempt.workspace, job)
-            pictures = preprocess(attempt)
-            state = optimise(attempt, pictures)
-            deprocess(attempt, state)
-            folder = publish(attempt, out)
+        with as_interruption():
+            folder = published_before(attempt)
+            if folder is None:
+                bring_pictures(attempt.workspace, job)
+                pictures = preprocess(attempt)
+                state = optimise(attempt, pictures)
+                deprocess(attempt, state)
+                folder = publish(attempt, out)
     except JobCancelledError as error:
         _cancel(attempt)
         return Cancelled(message=str(error))

@@ -294,7 +294,7 @@ def test_an_interrupted_run_is_cancelled_and_leaves_nothing_behind(
             _, messages = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, messages
     assert messages.splitlines()[-1] == "Interrupted."
     assert "Traceback" not in messages
     with open_database(home / "nst.db") as database:

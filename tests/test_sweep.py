@@ -342,7 +342,7 @@ def test_after_ctrl_c_the_same_command_goes_on_with_what_is_missing(
             told, messages = process.communicate(timeout=120)
         finally:
             process.kill()
-    assert (process.returncode, told) == (130, "")
+    assert (process.returncode, told) == (130, ""), messages
     assert messages.splitlines()[-1] == "Interrupted; the same command goes on with what is missing."
     outbox = home / "outbox" / "sweep-lake_swirls"
     record = json.loads((outbox / "sweep.json").read_text())

@@ -1,0 +1,125 @@
+"""Ctrl-C at moments at which Python loses its KeyboardInterrupt, or a library makes another error of it: the command is
+interrupted all the same."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import inline, tasks
+from flows.interruption import as_interruption, interruptible, stop_if_interrupted
+from storage.models import JobState
+from tests.test_stylize import all_jobs, run
+
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+
+
+class Loses:
+    """Python only prints what a destructor raises."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self._number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self._number)
+
+
+def lose(number: signal.Signals = signal.SIGINT) -> None:
+    Loses(number)
+
+
+def make_another_error() -> None:
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise OSError("error return without exception set") from None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@SIGNALS
+def test_a_lost_interruption_comes_where_it_is_asked_for_and_at_the_end(number: signal.Signals) -> None:
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    steps = []
+
+    def work(*, asks: bool) -> None:
+        with interruptible():
+            stop_if_interrupted()
+            lose(number)
+            steps.append("lost")
+            if asks:
+                stop_if_interrupted()
+            steps.append("ended")
+
+    with pytest.raises(KeyboardInterrupt):
+        work(asks=True)
+    assert steps == ["lost"]
+    with pytest.raises(KeyboardInterrupt):
+        work(asks=False)
+    assert steps == ["lost", "lost", "ended"]
+    stop_if_interrupted()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_an_error_is_an_interruption_only_after_the_signal() -> None:
+    with pytest.raises(KeyboardInterrupt) as raised, interruptible():
+        make_another_error()
+    assert isinstance(raised.value.__cause__, OSError)
+    with pytest.raises(OSError, match="another"), interruptible(), as_interruption():
+        raise OSError("another")
+
+
+def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGINT)
+            stop_if_interrupted()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("how", [lose, make_another_error])
+@pytest.mark.parametrize(
+    ("module", "name", "state"),
+    [
+        pytest.param(inline, "_require_api", JobState.CANCELLED, id="before the flow run"),
+        pytest.param(tasks, "fit_pictures", JobState.CANCELLED, id="in preprocess"),
+        pytest.param(tasks, "_record_environment", JobState.CANCELLED, id="in optimise"),
+        pytest.param(tasks, "plot_losses", JobState.CANCELLED, id="in deprocess"),
+        pytest.param(tasks, "publish_report", JobState.COMPLETED, id="after the publication"),
+    ],
+)
+def test_a_job_ends_as_cancelled_wherever_the_interruption_was_lost(
+    monkeypatch: pytest.MonkeyPatch,
+    prefect_api: None,
+    tmp_path: Path,
+    content_file: Path,
+    style_file: Path,
+    module: Any,
+    name: str,
+    state: JobState,
+    how: Callable[[], None],
+) -> None:
+    real = getattr(module, name)
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        how()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, name, interrupted)
+    home = tmp_path / "home"
+    with pytest.raises(KeyboardInterrupt):
+        run(home, content_file, style_file)
+    (job,) = all_jobs(home)
+    assert (job.state, job.error) == (state, None)
+    assert [attempt.outcome for attempt in job.attempts] == [state][: len(job.attempts)]
+    assert list((home / "work").iterdir()) == []
+    assert [path.name for path in (home / "outbox").iterdir()] == (
+        ["lake_swirls"] if state is JobState.COMPLETED else []
+    )
