@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -24,6 +24,7 @@ from storage.errors import JobStateError
 from storage.jobs import JobStore, utc_now
 from storage.models import Job, JobState, Night
 from storage.nights import NightStore
+from storage.submissions import Submission
 from storage.workspace import Workspace
 
 _BATCH: Final = 1000
@@ -88,9 +89,7 @@ class Dispatcher:
             raise problems[0]
 
     def _reuse(self) -> None:
-        waiting = self._store.waiting(limit=_BATCH, now=self._clock())
-        done = self._store.completed_fingerprints({job.fingerprint for job in waiting if job.fingerprint})
-        for job in (job for job in waiting if job.fingerprint in done):
+        for job in self._store.waiting_to_reuse(limit=_BATCH, now=self._clock()):
             reuse_or_fail(self._store, self._workspace, job)
 
     def _tidy(self) -> None:
@@ -206,9 +205,9 @@ class Dispatcher:
 
     def _follow_submitted(self) -> None:
         """Jobs that a run has but that have not begun: is there still a run that will begin them?"""
-        jobs = defaultdict[str, list[Job]](list)
-        for job in self._store.submitted():
-            jobs[str(job.flow_run_id)].append(job)
+        jobs = defaultdict[str, list[Submission]](list)
+        for submission in self._store.submitted():
+            jobs[submission.flow_run_id].append(submission)
         if not jobs:
             return
         now = self._clock()
@@ -218,28 +217,31 @@ class Dispatcher:
             held = run_id in at_work or all(self._is_held(job.lease_until, now) for job in jobs[run_id])
             match state:
                 case RunState.WAITING:
-                    self._store.extend_submission(run_id, lease_until=now + self._time_to_start(jobs[run_id]))
+                    start = self._time_to_start((job.submission, job.attempts) for job in jobs[run_id])
+                    # Thousands may wait for days: their rows are written again when half of the time has gone.
+                    if not all(self._is_held(job.lease_until, now + start / 2) for job in jobs[run_id]):
+                        self._store.extend_submission(run_id, lease_until=now + start)
                 case RunState.CANCELLED:
                     for job in jobs[run_id]:
                         with contextlib.suppress(JobStateError):
-                            cancel_job(self._store, job.id)
+                            cancel_job(self._store, job.job_id)
                 case RunState.ENDED | RunState.MISSING:
                     self._withdraw(jobs[run_id])
                 case RunState.STARTING | RunState.RUNNING if not held:
                     self._runs.mark_crashed(run_id, "Its process died before it began the job.")
                     self._withdraw(jobs[run_id])
 
-    def _withdraw(self, jobs: list[Job]) -> None:
+    def _withdraw(self, jobs: list[Submission]) -> None:
         for job in jobs:
             with contextlib.suppress(JobStateError):
-                if job.submission >= _SUBMISSIONS_PER_ATTEMPT * (len(job.attempts) + self._settings.max_attempts):
+                if job.submission >= _SUBMISSIONS_PER_ATTEMPT * (job.attempts + self._settings.max_attempts):
                     self._store.fail(
-                        job.id,
+                        job.job_id,
                         attempt=None,
                         error=f"Its flow run ended {job.submission} times before it began; see logs/ in the home.",
                     )
                 else:
-                    self._store.withdraw_submission(job.id)
+                    self._store.withdraw_submission(job.job_id)
 
     def _submit(self) -> None:
         """Jobs of a few drops become a run each and go first, a burst becomes one run; never more runs at once than
@@ -270,13 +272,13 @@ class Dispatcher:
         )
 
     def _note(self, jobs: list[Job], run_id: str) -> None:
-        self._store.note_submission(
-            [job.id for job in jobs], flow_run_id=run_id, lease_until=self._clock() + self._time_to_start(jobs)
-        )
+        start = self._time_to_start((job.submission, len(job.attempts)) for job in jobs)
+        self._store.note_submission([job.id for job in jobs], flow_run_id=run_id, lease_until=self._clock() + start)
 
-    def _time_to_start(self, jobs: list[Job]) -> timedelta:
-        """How long a run may take to begin its jobs: longer after each that did not, for the machine may be busy."""
-        lost = max(job.submission - 1 - len(job.attempts) for job in jobs)
+    def _time_to_start(self, counts: Iterable[tuple[int, int]]) -> timedelta:
+        """How long a run may take to begin jobs of so many submissions and attempts: longer after each run that did
+        not, for the machine may be busy."""
+        lost = max(submission - 1 - attempts for submission, attempts in counts)
         return self._start * min(1 + max(lost, 0), _LONGEST_START)
 
     def _tell(self) -> None:

@@ -187,14 +187,6 @@ class JobStore(SubmissionStore, AttemptStore):
         with self._database.session() as session:
             return session.scalar(query)
 
-    def completed_fingerprints(self, of: Collection[str]) -> set[str]:
-        """Those of the fingerprints of which completed_twin() finds a job."""
-        query = select(Job.fingerprint).where(
-            Job.fingerprint.in_(of), Job.state == JobState.COMPLETED, Job.result_folder.is_not(None)
-        )
-        with self._database.session() as session:
-            return {fingerprint for fingerprint in session.scalars(query.distinct()) if fingerprint}
-
     def behind_a_twin(self, jobs: Collection[Job]) -> set[str]:
         """The ids of those that share their fingerprint with a pending, running or cancelling job made before.
 

@@ -2,16 +2,29 @@
 night that is running are its own: nobody else hands them out."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
+from sqlalchemy.orm import aliased
 
 from storage.lifecycle import Store, refuse
-from storage.models import Job, JobState, Night, NightState
+from storage.models import Attempt, Job, JobState, Night, NightState
 
 _LONGEST_PAUSE: Final = timedelta(hours=1)
 """Nobody lets a job wait for so long; such a lease was given before the clock was set back."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A pending job in the hands of a run: until when, for the how manieth time, and after how many attempts."""
+
+    job_id: str
+    flow_run_id: str
+    lease_until: datetime | None
+    submission: int
+    attempts: int
 
 
 class SubmissionStore(Store):
@@ -30,6 +43,18 @@ class SubmissionStore(Store):
         with self._database.session() as session:
             return list(session.scalars(query))
 
+    def waiting_to_reuse(self, *, limit: int, now: datetime) -> list[Job]:
+        """Those that wait and for which completed_twin() finds a job, oldest first."""
+        twin = aliased(Job)
+        completed = select(twin.id).where(
+            twin.fingerprint == Job.fingerprint,
+            twin.state == JobState.COMPLETED,
+            twin.result_folder.is_not(None),
+        )
+        query = select(Job).where(waits(now), of_no_running_night(), completed.exists())
+        with self._database.session() as session:
+            return list(session.scalars(query.order_by(Job.created_at, Job.id).limit(limit)))
+
     def note_submission(self, job_ids: Collection[str], *, flow_run_id: str, lease_until: datetime) -> None:
         """Hand those of the jobs that are still pending to a run; one that the run has begun already is its own.
 
@@ -42,15 +67,16 @@ class SubmissionStore(Store):
                 .values(flow_run_id=flow_run_id, lease_until=lease_until)
             )
 
-    def submitted(self) -> list[Job]:
+    def submitted(self) -> list[Submission]:
         """Pending jobs that a run has, oldest first."""
+        attempts = select(func.count()).where(Attempt.job_id == Job.id).scalar_subquery()
         query = (
-            select(Job)
+            select(Job.id, Job.flow_run_id, Job.lease_until, Job.submission, attempts)
             .where(Job.state == JobState.PENDING, Job.flow_run_id.is_not(None), of_no_running_night())
             .order_by(Job.created_at, Job.id)
         )
         with self._database.session() as session:
-            return list(session.scalars(query))
+            return [Submission(*row) for row in session.execute(query)]
 
     def extend_submission(self, flow_run_id: str, *, lease_until: datetime) -> None:
         """Let a run keep its pending jobs until then."""

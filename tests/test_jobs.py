@@ -773,7 +773,7 @@ def test_a_submission_is_noted_extended_and_withdrawn(store: JobStore) -> None:
     begun = running(store)
     store.note_submission([first, second, begun], flow_run_id="run-1", lease_until=at(10))
     store.note_submission([third], flow_run_id="run-2", lease_until=at(10))
-    assert [job.id for job in store.submitted()] == [first, second, third]
+    assert [job.job_id for job in store.submitted()] == [first, second, third]
     store.extend_submission("run-1", lease_until=at(20))
     store.withdraw_submission(second)
     assert claims(store) == [
@@ -782,7 +782,7 @@ def test_a_submission_is_noted_extended_and_withdrawn(store: JobStore) -> None:
         ("pending", "run-2", at(10), 1),
         ("running", None, at(100), 1),
     ]
-    assert [job.id for job in store.submitted()] == [first, third]
+    assert [job.job_id for job in store.submitted()] == [first, third]
 
 
 def test_a_run_keeps_only_its_pending_jobs(store: JobStore) -> None:

@@ -187,7 +187,7 @@ def test_jobs_of_a_running_night_are_handed_out_by_it_alone(nights: NightStore, 
     assert jobs.submitted() == []
     nights.finish(night.id)
     # A job that is tried again later waits like any other.
-    assert {job.id for job in jobs.submitted()} == {*low, *high}
+    assert {job.job_id for job in jobs.submitted()} == {*low, *high}
     assert [job.id for job in jobs.waiting(limit=9, now=LATER + timedelta(seconds=1))] == held
 
 
