@@ -216,7 +216,8 @@ def _url_of(where: str | Path) -> URL:
             "The database URL cannot be understood; write sqlite:////path/nst.db or postgresql://user@host/name."
         ) from error
     if backend == "postgresql":
-        return url
+        # SQLAlchemy's own choice is an older driver.
+        return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
     if backend != "sqlite":
         raise DatabaseError(f"nst keeps no database in {backend}; give a path, an sqlite or a postgresql URL.")
     if url.database in (None, "", ":memory:"):

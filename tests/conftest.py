@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sqlalchemy.engine import URL
 
 from nst_engine.config import TransferConfig
 from nst_engine.images import MAX_PIXELS, encode_png
@@ -24,6 +25,7 @@ from storage.jobs import JobStore
 from storage.models import Job
 from storage.workspace import Workspace
 from tests.intake_home import Place
+from tests.postgresql_server import PostgresqlServer, programs, running_server
 
 if TYPE_CHECKING:
     from nst_engine.engine import Engine
@@ -132,6 +134,43 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "nst.db"
     open_database(path).close()
     return path
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresqlServer]:
+    """A PostgreSQL server without databases."""
+    binaries = programs()
+    if binaries is None:
+        pytest.skip("this machine has no PostgreSQL; Debian's package is postgresql")
+    with running_server(binaries) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql: PostgresqlServer) -> URL:
+    """A database with our tables and no rows, made once."""
+    url = postgresql.new_database()
+    open_database(str(url)).close()
+    return url
+
+
+@pytest.fixture(scope="session")
+def new_url(request: pytest.FixtureRequest) -> Callable[[str, Path], str]:
+    """Gives the URL of a new database of a kind; one of SQLite is in the folder."""
+
+    def make(kind: str, folder: Path) -> str:
+        if kind == "sqlite":
+            return f"sqlite:///{folder}/nst.db"
+        server: PostgresqlServer = request.getfixturevalue("postgresql")
+        return str(server.new_database(like=request.getfixturevalue("postgresql_template")))
+
+    return make
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path, new_url: Callable[[str, Path], str]) -> str:
+    """The URL of a new database, of each kind that nst keeps."""
+    return new_url(request.param, tmp_path)
 
 
 @pytest.fixture

@@ -34,13 +34,13 @@ CONTENT, STYLE = content_sample(48, 64), style_sample(48, 64)
 
 
 class GalleryHome:
-    """A home and its store. Each job is made an hour after the one before."""
+    """A home and its store, with its database at a URL if not in it. Each job is made an hour after the one before."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, where: str | None = None) -> None:
         self.workspace = Workspace(folder)
         self.workspace.create()
         self._now = START
-        self.database = open_database(self.workspace.database_path)
+        self.database = open_database(where or self.workspace.database_path)
         self.store = JobStore(self.database, clock=lambda: self._now)
 
     def later(self) -> datetime:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,12 @@ from storage.retention import POINTS_KEPT, RetentionStore
 from tests.gallery_home import GalleryHome, loss_point
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GalleryHome]:
-    made = GalleryHome(tmp_path_factory.mktemp("home"))
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def home(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, new_url: Callable[[str, Path], str]
+) -> Iterator[GalleryHome]:
+    folder = tmp_path_factory.mktemp("home")
+    made = GalleryHome(folder, where=new_url(request.param, folder))
     made.done("lake 100%")
     made.done("lake_1000", preset="gatys-2015")
     made.done("Harbour", collection="town")
@@ -82,6 +85,8 @@ def test_a_line_holds_what_a_list_shows(browser: Browser, home: GalleryHome) -> 
     ]
 
 
+# How SQLite would go about it is asked of SQLite.
+@pytest.mark.parametrize("home", ["sqlite"], indirect=True)
 def test_a_list_takes_two_statements_and_none_of_attempts_sources_or_losses(
     browser: Browser, home: GalleryHome
 ) -> None:
@@ -92,6 +97,7 @@ def test_a_list_takes_two_statements_and_none_of_attempts_sources_or_losses(
     assert not [table for table in ("attempts", "sources", "loss_points", "config") if table in " ".join(statements)]
 
 
+@pytest.mark.parametrize("home", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     ("wanted", "index"),
     [
@@ -133,17 +139,17 @@ def test_presets_and_collections_are_told_once_each(browser: Browser) -> None:
     ],
 )
 def test_a_curve_is_thinned_evenly_and_keeps_its_ends(
-    tmp_path: Path, last: int, points: int, iterations: list[int]
+    tmp_path: Path, where: str, last: int, points: int, iterations: list[int]
 ) -> None:
-    home = GalleryHome(tmp_path)
+    home = GalleryHome(tmp_path, where=where)
     job = home.start("lake", iteration=last)
     found = Browser(home.database).losses(job.id, points=points)
     assert [point.iteration for point in found] == iterations
     assert found[-1].total == loss_point(last).total
 
 
-def test_a_curve_that_retention_has_thinned_is_read_whole(tmp_path: Path) -> None:
-    home = GalleryHome(tmp_path)
+def test_a_curve_that_retention_has_thinned_is_read_whole(tmp_path: Path, where: str) -> None:
+    home = GalleryHome(tmp_path, where=where)
     job = home.start("lake", iteration=1000)
     home.finish(job)
     RetentionStore(home.database).thin_losses(job.id)
@@ -155,8 +161,8 @@ def test_a_job_without_losses_has_no_curve(browser: Browser, home: GalleryHome) 
     assert browser.losses(home.store.find("waits").id, points=5) == []
 
 
-def test_collections_have_their_newest_jobs_and_their_last_night(tmp_path: Path) -> None:
-    home = GalleryHome(tmp_path)
+def test_collections_have_their_newest_jobs_and_their_last_night(tmp_path: Path, where: str) -> None:
+    home = GalleryHome(tmp_path, where=where)
     for number in range(4):
         home.done(f"lake_{number}", collection="harbour")
     home.done("elsewhere")

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,8 +33,8 @@ PAIR = NewJob(name="c_s", preset="fast", config={}, sources=(CONTENT, STYLE), co
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with open_database(tmp_path / "nst.db") as database:
+def database(where: str) -> Iterator[Database]:
+    with open_database(where) as database:
         yield database
 
 
@@ -99,11 +98,11 @@ def test_a_night_is_its_runs_and_the_only_one_of_its_collection(nights: NightSto
     assert started(nights).id != night.id
 
 
-def test_of_processes_that_start_a_night_at_once_one_gets_it(tmp_path: Path, nights: NightStore) -> None:
+def test_of_processes_that_start_a_night_at_once_one_gets_it(where: str, nights: NightStore) -> None:
     found: list[tuple[str, bool]] = []
 
     def start() -> None:
-        with open_database(tmp_path / "nst.db") as own:
+        with open_database(where) as own:
             night, new = NightStore(own).start("lakes", **RUN)
             found.append((night.id, new))
 

@@ -109,8 +109,8 @@ class Scene:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with open_database(tmp_path / "home" / "nst.db") as database:
+def database(where: str) -> Iterator[Database]:
+    with open_database(where) as database:
         yield database
 
 
@@ -546,7 +546,7 @@ def test_the_curve_of_a_job_that_runs_again_is_left_alone(scene: Scene) -> None:
     assert iterations_of(scene, job_id) == list(range(1000))
 
 
-def test_writers_get_on_while_a_long_curve_is_thinned_out(scene: Scene) -> None:
+def test_writers_get_on_while_a_long_curve_is_thinned_out(scene: Scene, where: str) -> None:
     long = curve(scene, [])
     with scene.database.begin() as session:
         session.execute(
@@ -560,7 +560,7 @@ def test_writers_get_on_while_a_long_curve_is_thinned_out(scene: Scene) -> None:
     thread = threading.Thread(target=lambda: scene.kept.thin_losses(long))
     thread.start()
     counts = set()
-    with open_database(scene.workspace.database_path) as other:
+    with open_database(where) as other:
         while thread.is_alive():
             with other.begin() as session:
                 counts.add(session.scalar(sa.select(sa.func.count()).select_from(LossPoint)))
