@@ -1,16 +1,17 @@
 """Opens the database, brings its schema up to date and gives out transactions whose errors say what to do."""
 
+import math
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
-from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.engine import URL, Connection, Dialect, make_url
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -33,6 +34,9 @@ _ADVICE: Final = {
     "readonly": "is read-only; make the file and its folder writable or name another file",
     "unable to open": "cannot be opened; check that its folder exists and can be written to",
     "disk is full": "cannot grow because the disk is full; free some space",
+    "lock timeout": "stayed locked by another process for {patience:g} s; end that process or try again later",
+    "connection failed": "cannot be reached ({reason}); start its server, or correct the URL",
+    "connection timeout": "cannot be reached ({reason}); start its server, or correct the URL",
 }
 
 
@@ -46,8 +50,10 @@ class Database:
     def __init__(self, url: URL, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._patience = patience_seconds
         self._place = url.database if url.get_backend_name() == "sqlite" else url.render_as_string()
+        is_server = url.get_backend_name() == "postgresql"
         try:
-            self.engine: Final = sa.create_engine(url)
+            # A server may have been started anew since a connection was last used.
+            self.engine: Final = sa.create_engine(url, pool_pre_ping=is_server)
         except ModuleNotFoundError as error:
             raise DatabaseError(
                 f"The database {self._place} needs the Python package {error.name}; install it."
@@ -56,18 +62,23 @@ class Database:
             event.listen(self.engine, "connect", self._prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
         self._writer: Final = self.engine.execution_options(**{_WRITES: True})
+        if is_server:
+            event.listen(self.engine, "do_connect", self._prepare_postgresql)
+        options = {"isolation_level": "REPEATABLE READ"} if is_server else {}
+        self._reader: Final = self.engine.execution_options(**options)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
         """Read in one transaction, which sees one state of the database and is rolled back at the end."""
-        with self._clear_errors(), Session(self.engine, expire_on_commit=False) as session:
+        with self._clear_errors(), Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
         """Write in one transaction: committed at the end of the block, rolled back when it raises.
 
-        On SQLite the transaction holds the write lock from its start, so what it reads stays true.
+        On SQLite the transaction holds the write lock from its start, so what it reads stays true. On PostgreSQL each
+        statement sees what was committed before it: what must stay true is locked or asked for in the statement.
         """
         with (
             self._clear_errors(),
@@ -132,6 +143,13 @@ class Database:
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA synchronous=FULL")
 
+    def _prepare_postgresql(
+        self, _dialect: Dialect, _record: ConnectionPoolEntry, _arguments: object, options: dict[str, Any]
+    ) -> None:
+        options.setdefault("connect_timeout", math.ceil(self._patience))
+        given = f"{options['options']} " if "options" in options else ""
+        options["options"] = f"{given}-c lock_timeout={round(self._patience * 1000)}"
+
     def _upgrade_locked(self, connection: Connection) -> None:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
@@ -179,12 +197,12 @@ class Database:
             # Subclasses other than these are mistakes in a statement, not troubles of the database.
             if type(error) not in (exc.DatabaseError, exc.OperationalError):
                 raise
-            reason = str(error.orig)
-            advice = next((advice for sign, advice in _ADVICE.items() if sign in reason), None)
+            reason = _in_a_line(str(error.orig))
+            advice = next((advice for sign, advice in _ADVICE.items() if sign in reason), "does not work: {reason}")
             if "readonly" in reason:
                 # A connection made while the file could not be written to never will; later ones may.
                 self.engine.dispose()
-            what = advice.format(patience=self._patience) if advice else f"does not work: {reason}"
+            what = advice.format(patience=self._patience, reason=reason)
             raise DatabaseError(f"The database {self._place} {what}.") from error
 
 
@@ -203,6 +221,11 @@ def open_database(where: str | Path, *, patience_seconds: float = PATIENCE_SECON
         database.close()
         raise
     return database
+
+
+def _in_a_line(reason: str) -> str:
+    """The words of a driver, which may write several lines with a full stop, for use within a sentence."""
+    return "; ".join(line.strip() for line in reason.splitlines() if line.strip()).rstrip(".")
 
 
 def _url_of(where: str | Path) -> URL:

@@ -16,6 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.engine import URL
 
 from storage.database import SCHEMA_REVISION, Database, open_database
 from storage.errors import DatabaseError, SchemaTooNewError
@@ -67,7 +68,12 @@ def head_revision() -> str | None:
 def make_database(path: Path, revision: str, *statements: str) -> None:
     """A database as the nst of that revision left it, with these rows."""
     path.parent.mkdir()
-    engine = sa.create_engine(f"sqlite:///{path}")
+    upgrade_to(revision, f"sqlite:///{path}", *statements)
+
+
+def upgrade_to(revision: str, url: str | URL, *statements: str) -> None:
+    """Bring an empty database to that revision, with these rows."""
+    engine = sa.create_engine(url)
     with engine.begin() as connection:
         config = alembic_config()
         config.attributes["connection"] = connection
