@@ -47,7 +47,7 @@ def bulk(submissions: Mapping[str, int], home: str) -> Any:
     settings = load_settings(home=Path(home))
     stop = threading.Event()
     token = burst_stop.set(stop)
-    with open_database(Workspace(settings.home).database_path, patience_seconds=LOCK_PATIENCE_SECONDS) as database:
+    with open_database(settings.database, patience_seconds=LOCK_PATIENCE_SECONDS) as database:
         store = JobStore(database)
         if flow_run.run_count > 1:
             submissions = _taken_up_again(store, submissions, settings)

@@ -40,19 +40,17 @@ def bulk(
     from flows.errors import SettingsError
     from storage.database import open_database
     from storage.nights import NightStore
-    from storage.workspace import Workspace
 
     if now + dry_run + cancel > 1:
         raise SettingsError("Give one of --now, --dry-run and --cancel.")
     settings = settings_of(home)
     if not cancel:
         _require(settings, name)
-    workspace = Workspace(settings.home)
-    if not workspace.database_path.exists():
+    if not settings.has_database:
         # Looking makes no database.
         _look_or_act(settings, name, None, now=now, dry_run=dry_run, cancel=cancel, as_json=as_json)
         return
-    with open_database(workspace.database_path) as database:
+    with open_database(settings.database) as database:
         _look_or_act(settings, name, NightStore(database), now=now, dry_run=dry_run, cancel=cancel, as_json=as_json)
 
 

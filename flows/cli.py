@@ -11,6 +11,7 @@ from flows import (
     bulk_command,
     cluster_commands,
     collection_commands,
+    copy_database_command,
     explore_commands,
     gallery_commands,
     notify_command,
@@ -43,6 +44,7 @@ app = typer.Typer(
 run_commands.register(app)
 service_commands.register(app)
 cluster_commands.register(app)
+copy_database_command.register(app)
 gallery_commands.register(app)
 notify_command.register(app)
 collection_commands.register(app)

@@ -38,8 +38,8 @@ def collections(home: Home = None, as_json: Json = False) -> None:
     settings = settings_of(home)
     workspace = Workspace(settings.home)
     names = collection_names(workspace.collections)
-    if workspace.database_path.exists():
-        with open_database(workspace.database_path) as database:
+    if settings.has_database:
+        with open_database(settings.database) as database:
             found = [_standing(workspace.collections / name, settings, NightStore(database)) for name in names]
     else:
         found = [_standing(workspace.collections / name, settings, None) for name in names]

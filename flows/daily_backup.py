@@ -21,9 +21,9 @@ logger = logging.getLogger("nst")
 
 
 class DailyBackup:
-    """Keeps the last `keep` days of one database; with 0 it makes no backups."""
+    """Keeps the last `keep` days of one database file; with 0 it makes no backups, nor of the database of a server."""
 
-    def __init__(self, database: Path, *, keep: int, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, database: Path | None, *, keep: int, clock: Callable[[], datetime] = utc_now) -> None:
         self._database = database
         self._keep = keep
         self._clock = clock
@@ -33,7 +33,8 @@ class DailyBackup:
     def look(self) -> None:
         """Begin today's backup, in a thread, unless it is made or being made; what hinders it is logged."""
         day, now = self._clock().astimezone().date(), time.monotonic()
-        if not self._keep or (self._thread is not None and self._thread.is_alive()):
+        database = self._database
+        if database is None or not self._keep or (self._thread is not None and self._thread.is_alive()):
             return
         if self._begun is not None and self._begun[0] == day and now - self._begun[1] < _AGAIN_SECONDS:
             return
@@ -41,7 +42,7 @@ class DailyBackup:
 
         def make() -> None:
             try:
-                if file := back_up_daily(self._database, day=day, keep=self._keep):
+                if file := back_up_daily(database, day=day, keep=self._keep):
                     logger.info("the database is backed up in %s", file)
             except StorageError as error:
                 logger.warning("%s", error)

@@ -93,7 +93,7 @@ def run_grid(settings: Settings, grid: Grid, *, force: bool = False) -> GridRepo
         ],
     )
     report.write()
-    with open_database(workspace.database_path) as database:
+    with open_database(settings.database) as database:
         for number, outcome in enumerate(report.outcomes):
             done = None if force else _done_before(JobStore(database), outcome.fingerprint)
             outcome = replace(outcome, job=done) if done else _run(settings, grid, outcome, report.folder)

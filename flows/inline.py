@@ -60,7 +60,7 @@ def run_inline(
         require_free(destination)
     require_weights(config)
     workspace.create()
-    with open_database(workspace.database_path) as database:
+    with open_database(settings.database) as database:
         store = JobStore(database)
         job = claim(
             store,

@@ -50,6 +50,7 @@ class _Metrics(Collector):
     def __init__(self, settings: Settings, database: Callable[[], Database]) -> None:
         self._settings = settings
         self._workspace = Workspace(settings.home)
+        self._database_file = settings.database_file
         self._database = database
         self._ends = _Ends(utc_now())
 
@@ -99,7 +100,7 @@ class _Metrics(Collector):
             drops.add_metric(["waiting"], len(assessment.waiting))
         yield drops
         age = GaugeMetricFamily("nst_backup_age_seconds", "How long ago the newest backup was made.")
-        backup = newest_backup(self._workspace.database_path)
+        backup = newest_backup(self._database_file) if self._database_file else None
         with suppress(OSError):
             if backup is not None:
                 age.add_metric([], max(0.0, time.time() - backup.stat().st_mtime))

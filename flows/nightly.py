@@ -60,7 +60,7 @@ def nightly(collection: str | None = None, home: str | None = None, night: str |
     go_on_in_silence()
     settings = load_settings(home=Path(home) if home else None)
     workspace = Workspace(settings.home)
-    with open_database(workspace.database_path, patience_seconds=LOCK_PATIENCE_SECONDS) as database:
+    with open_database(settings.database, patience_seconds=LOCK_PATIENCE_SECONDS) as database:
         run = _Run(settings, workspace, JobStore(database), NightStore(database), str(flow_run.id), [])
         token = night_run.set(run.id)
         try:

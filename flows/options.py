@@ -44,10 +44,8 @@ def store_of(settings: Settings) -> JobStore | None:
     """The jobs of a home; None where there is no database yet, since looking makes none."""
     from storage.database import open_database
     from storage.jobs import JobStore
-    from storage.workspace import Workspace
 
-    path = Workspace(settings.home).database_path
-    return JobStore(open_database(path)) if path.exists() else None
+    return JobStore(open_database(settings.database)) if settings.has_database else None
 
 
 def existing_store(settings: Settings, job: str) -> JobStore:

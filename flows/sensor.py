@@ -57,7 +57,7 @@ class Sensor:
         self._troubles = {what: SaidOnce() for what in ("look", "dispatch", "beat", "schedule")}
         self._inbox_is_mounted = False
         self._strays_taken = False
-        self._backup = DailyBackup(self._workspace.database_path, keep=settings.keep_backups)
+        self._backup = DailyBackup(settings.database_file, keep=settings.keep_backups)
         self._schedule = ScheduleKeeper(settings)
         self._dispatcher_died = False
 
@@ -67,7 +67,7 @@ class Sensor:
         Raises ServiceError when the dispatcher has died of something unforeseen.
         """
         self._workspace.create()
-        with open_database(self._workspace.database_path) as database:
+        with open_database(self._settings.database) as database:
             store = JobStore(database)
             decoder = GuardedDecoder(max_pixels=self._settings.max_pixels)
             intake = Intake(

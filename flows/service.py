@@ -25,6 +25,7 @@ from flows.prefect_server import server_environment, service_api, wait_until_hea
 from flows.settings import Settings
 from flows.supervisor import Part, Supervisor
 from storage.damage import require_sound
+from storage.database import open_database
 from storage.workspace import Workspace, check_writable
 
 SERVICE_LOCK: Final = "service.lock"
@@ -50,7 +51,7 @@ def up(settings: Settings, *, as_json: bool, say: Callable[[str], None]) -> None
     workspace = Workspace(settings.home)
     check_writable(settings.home)
     workspace.create()
-    require_sound(workspace.database_path)
+    _require_database(settings)
     write_readme(settings.home)
     for sentence in exposed_secrets(settings):
         say(sentence)
@@ -107,7 +108,7 @@ def sense(settings: Settings, *, say: Callable[[str], None]) -> None:
 
     Raises ServiceError when another one runs for the same home, StorageError when the database is damaged.
     """
-    require_sound(Workspace(settings.home).database_path)
+    _require_database(settings)
     from flows.sensor import Sensor
 
     end_with_parent()
@@ -123,6 +124,14 @@ def sense(settings: Settings, *, say: Callable[[str], None]) -> None:
         threading.Thread(target=wake, name="stop", daemon=True).start()
         say(f"Watching {Workspace(settings.home).inbox} for the Prefect API at {os.environ['PREFECT_API_URL']}")
         sensor.run()
+
+
+def _require_database(settings: Settings) -> None:
+    """Raise StorageError unless the service can begin on its database: the file is whole, or the server answers."""
+    if settings.database_file is not None:
+        require_sound(settings.database_file)
+    else:
+        open_database(settings.database).close()
 
 
 def gpu_workers(settings: Settings, scheduler: str) -> list[Part]:

@@ -215,12 +215,13 @@ def backup(
     from storage.backup import back_up, restore_command
     from storage.database import open_database
     from storage.errors import DatabaseError
-    from storage.workspace import Workspace
 
-    place = settings_of(home).home
-    path = Workspace(place).database_path
+    settings = settings_of(home)
+    path = settings.database_file
+    if path is None:
+        raise DatabaseError("The jobs of this home are kept by a PostgreSQL server; back them up with pg_dump.")
     if restore:
-        _restore(place, path, file)
+        _restore(settings.home, path, file)
         return
     if not path.exists():
         raise DatabaseError(f"There is no database {path} to back up; name another home with --home.")

@@ -32,6 +32,7 @@ from flows.errors import SettingsError
 from flows.toml_file import read_toml
 from nst_engine.config import did_you_mean
 from nst_engine.errors import ConfigError
+from storage.workspace import Workspace
 
 DEFAULT_HOME = Path("~/nst")
 OFF = "off"
@@ -78,6 +79,12 @@ def _address(value: SecretStr) -> SecretStr:
     return value
 
 
+def _server(value: SecretStr) -> SecretStr:
+    if not re.match(r"postgresql(\+psycopg)?://[^/]*/[^/?]+(\?.*)?$", value.get_secret_value()):
+        raise ValueError("give postgresql://USER:PASSWORD@HOST/NAME, or leave the setting out for nst.db in the home")
+    return value
+
+
 def _notify_words(value: object) -> object:
     words = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(words, list) or not set(words) <= {"failed", "night"}:
@@ -89,6 +96,7 @@ Nightly = Annotated[str, AfterValidator(_cron_or_off)]
 Address = Annotated[SecretStr, AfterValidator(_address)]
 Addresses = Annotated[tuple[Address, ...] | None, NoDecode, BeforeValidator(_addresses)]
 UserAndPassword = Annotated[SecretStr, AfterValidator(_user_and_password)]
+DatabaseServer = Annotated[SecretStr, AfterValidator(_server)]
 Password = Annotated[SecretStr, AfterValidator(_not_empty)]
 SchedulerAddress = Annotated[str, AfterValidator(checked_scheduler)]
 TimeZone = Annotated[str, AfterValidator(_known_zone)]
@@ -102,6 +110,10 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(DEFAULT_HOME, description="the folder of the service")
+    database_url: DatabaseServer | None = Field(
+        None,
+        description="where the jobs are: postgresql://USER:PASSWORD@HOST/NAME; nst.db in the home if not given",
+    )
     max_megapixels: PositiveFloat = Field(100.0, description="larger pictures are refused before they are decoded")
     device: str = Field("auto", description="what computes: auto, cpu, gpu or gpu:N")
     max_memory_gigabytes: PositiveFloat | None = Field(
@@ -175,6 +187,21 @@ class Settings(BaseSettings):
     keep_cache_gigabytes: PositiveFloat = Field(
         1.0, description="of thumbnails; those that were used least recently go first"
     )
+
+    @property
+    def database_file(self) -> Path | None:
+        """The file that the jobs are kept in, which need not be there yet; None where a server keeps them."""
+        return Workspace(self.home).database_path if self.database_url is None else None
+
+    @property
+    def database(self) -> Path | str:
+        """What open_database opens: the file, or the URL of the server with its password."""
+        return self.database_file or str(self.database_url and self.database_url.get_secret_value())
+
+    @property
+    def has_database(self) -> bool:
+        """Whether there is a database to look into, which looking would make."""
+        return self.database_file is None or self.database_file.exists()
 
     @property
     def max_memory(self) -> int | None:

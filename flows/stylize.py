@@ -59,7 +59,7 @@ _WORTH_ANOTHER_TRY: Final = (
 
 def _run_name() -> str:
     parameters = flow_run.parameters
-    with open_database(Workspace(Path(parameters["home"])).database_path) as database:
+    with open_database(load_settings(home=Path(parameters["home"])).database) as database:
         return JobStore(database).get(parameters["job_id"]).name
 
 
@@ -79,7 +79,7 @@ def stylize(
         go_on_in_silence()
     settings = load_settings(home=Path(home), device=device)
     workspace = Workspace(settings.home)
-    with open_database(workspace.database_path, patience_seconds=LOCK_PATIENCE_SECONDS) as database:
+    with open_database(settings.database, patience_seconds=LOCK_PATIENCE_SECONDS) as database:
         store = JobStore(database)
         job = store.get(job_id)
         if job.state in (JobState.FAILED, JobState.CANCELLED) and flow_run.run_count > 1:

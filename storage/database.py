@@ -67,6 +67,11 @@ class Database:
         options = {"isolation_level": "REPEATABLE READ"} if is_server else {}
         self._reader: Final = self.engine.execution_options(**options)
 
+    @property
+    def place(self) -> str:
+        """Its file, or its URL without the password, for those who read."""
+        return str(self._place)
+
     @contextmanager
     def session(self) -> Iterator[Session]:
         """Read in one transaction, which sees one state of the database and is rolled back at the end."""

@@ -27,11 +27,26 @@ def programs() -> Path | None:
 
 
 class PostgresqlServer:
-    """A running server at a Unix socket in `folder`; `new_database` makes an empty database."""
+    """A server at a Unix socket in `folder`; `new_database` makes a database."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, binaries: Path, folder: Path) -> None:
         self.folder = folder
+        self._binaries = binaries
         self._numbers = count(1)
+        # It refuses to be root's.
+        self._user = NOBODY if os.getuid() == 0 else None
+        if self._user:
+            shutil.chown(folder, self._user)
+        self._run("initdb", "-U", "nst", "-A", "trust", "-E", "UTF8", "--no-sync")
+
+    def start(self) -> None:
+        """Start it, and return once it takes connections."""
+        options = f"-k {self.folder} -c listen_addresses= -c fsync=off -c max_connections=200"
+        self._run("pg_ctl", "-w", "-t", "120", "-o", options, "-l", str(self.folder / "log"), "start")
+
+    def stop(self) -> None:
+        """End it at once, as a power loss would; what was committed is there again after the next start."""
+        self._run("pg_ctl", "-w", "-m", "immediate", "stop")
 
     def new_database(self, *, like: URL | None = None) -> URL:
         """The URL of a database that nobody has used: an empty one, or a copy of one that nobody is using."""
@@ -41,38 +56,24 @@ class PostgresqlServer:
             connection.execute(f"CREATE DATABASE {name}{template}".encode())
         return URL.create("postgresql+psycopg", username="nst", database=name, query={"host": str(self.folder)})
 
-
-@contextmanager
-def running_server(binaries: Path) -> Iterator[PostgresqlServer]:
-    """A server of these binaries in a folder of its own; root runs it as nobody, since it refuses to be root's."""
-    # Beside the tests' own folders, which only their user may enter; and short, as the path of a socket must be.
-    with tempfile.TemporaryDirectory(prefix="nst-pg-") as name:
-        folder = Path(name)
-        user = NOBODY if os.getuid() == 0 else None
-        if user:
-            shutil.chown(folder, user)
-        data = folder / "data"
+    def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
-            [binaries / "initdb", "-D", data, "-U", "nst", "-A", "trust", "-E", "UTF8", "--no-sync"],
-            user=user,
-            cwd=folder,
+            [self._binaries / program, "-D", self.folder / "data", *arguments],
+            user=self._user,
+            cwd=self.folder,
             stdout=subprocess.DEVNULL,
             check=True,
         )
-        options = f"-k {folder} -c listen_addresses= -c fsync=off -c max_connections=200"
-        control = [binaries / "pg_ctl", "-D", data, "-w", "-t", "120"]
-        started = subprocess.run(
-            [*control, "-o", options, "-l", folder / "log", "start"],
-            user=user,
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            check=False,
-        )
-        if started.returncode:
-            raise RuntimeError((folder / "log").read_text())
+
+
+@contextmanager
+def running_server(binaries: Path) -> Iterator[PostgresqlServer]:
+    """A server of these binaries for the length of the block."""
+    # Not among the tests' own folders, which only their user may enter; and short, as the path of a socket must be.
+    with tempfile.TemporaryDirectory(prefix="nst-pg-") as name:
+        server = PostgresqlServer(binaries, Path(name))
+        server.start()
         try:
-            yield PostgresqlServer(folder)
+            yield server
         finally:
-            subprocess.run(
-                [*control, "-m", "immediate", "stop"], user=user, cwd=folder, stdout=subprocess.DEVNULL, check=True
-            )
+            server.stop()

@@ -76,7 +76,7 @@ class Service:
             "NST_START_SECONDS": "30",
             **{f"NST_{key.upper()}": str(value) for key, value in settings.items()},
         }
-        self._database = open_database(self.workspace.database_path)
+        self._database = open_database(str(settings.get("database_url") or self.workspace.database_path))
         self.store = JobStore(self._database)
         self._process: subprocess.Popen[bytes] | None = None
         self._output = home / "up.log"

@@ -22,7 +22,6 @@ from storage.database_copy import newest_backup
 from storage.errors import SchemaTooNewError, StorageError
 from storage.figures import Figures
 from storage.jobs import utc_now
-from storage.workspace import Workspace
 
 _LOCK_SECONDS: Final = 3.0
 _OLD_BACKUP: Final = timedelta(days=3)
@@ -31,7 +30,9 @@ _CLOCK_TOLERANCE: Final = timedelta(minutes=1)
 
 def database(settings: Settings) -> list[Finding]:
     """The database: it can be written to at once, is this nst's, and is whole."""
-    path = Workspace(settings.home).database_path
+    path = settings.database_file
+    if path is None:
+        return _server(settings)
     if not path.exists() and newest_backup(path) is None:
         return [Finding("database", f"none yet; the first job makes {path}")]
     if "locked" in (_refusal(path, "BEGIN IMMEDIATE") or ""):
@@ -50,9 +51,21 @@ def database(settings: Settings) -> list[Finding]:
     return [Finding("database", f"{path}, whole, {path.stat().st_size / 1e6:.1f} MB")]
 
 
+def _server(settings: Settings) -> list[Finding]:
+    try:
+        with open_database(settings.database, patience_seconds=_LOCK_SECONDS) as found:
+            return [Finding("database", f"{found.place}, which answers")]
+    except SchemaTooNewError as error:
+        return [Finding("database", str(error), "update nst, or name another database")]
+    except StorageError as error:
+        return [of_sentence("database", str(error))]
+
+
 def backup(settings: Settings) -> list[Finding]:
     """The newest backup, and whether it is as new as it should be."""
-    path = Workspace(settings.home).database_path
+    path = settings.database_file
+    if path is None:
+        return [Finding("backup", "by whoever looks after the PostgreSQL server, with pg_dump for one")]
     last = newest_backup(path)
     if last is None:
         return [Finding("backup", "none yet; `nst backup FILE` makes one, and `nst up` one a day")]
@@ -66,7 +79,7 @@ def backup(settings: Settings) -> list[Finding]:
 def clock(settings: Settings) -> list[Finding]:
     """The clock, which was set back where jobs are of times to come, and its time zone."""
     now = utc_now()
-    with opened(settings.home) as found:
+    with opened(settings) as found:
         last = None if found is None else Figures(found).newest_time()
     if last is not None and last - now > _CLOCK_TOLERANCE:
         return [
@@ -81,14 +94,14 @@ def clock(settings: Settings) -> list[Finding]:
 
 
 @contextmanager
-def opened(home: Path) -> Iterator[Database | None]:
+def opened(settings: Settings) -> Iterator[Database | None]:
     """The database, for another check; None where there is none, or where the check of it says what is wrong."""
-    path = Workspace(home).database_path
-    if not path.exists() or _refusal(path, "SELECT count(*) FROM sqlite_master") is not None:
+    path = settings.database_file
+    if path and (not path.exists() or _refusal(path, "SELECT count(*) FROM sqlite_master") is not None):
         yield None
         return
     try:
-        found = open_database(path, patience_seconds=_LOCK_SECONDS)
+        found = open_database(settings.database, patience_seconds=_LOCK_SECONDS)
     except StorageError:
         yield None
         return

@@ -128,7 +128,7 @@ def leftovers(settings: Settings) -> list[Finding]:
         never = "has never" if len(parts) == 1 else "have never"
         remedy = "remove what is left of it while the service does not run"
         found.append(Finding("leftovers", f"{_named(parts)} {never} become whole", remedy))
-    strangers = _folders_of_no_job(workspace)
+    strangers = _folders_of_no_job(settings, workspace)
     for lost, remedy in (
         (True, "start the service again, which brings the pictures in there back to the inbox"),
         (False, "nst leaves it alone; move it away"),
@@ -147,12 +147,12 @@ def _parts(workspace: Workspace) -> Iterator[Path]:
         yield from (path for path in _entries(place) if path.name.startswith(".") and path.name.endswith(_PART_ENDS))
 
 
-def _folders_of_no_job(workspace: Workspace) -> list[Path]:
+def _folders_of_no_job(settings: Settings, workspace: Workspace) -> list[Path]:
     names = [path.name for path in _entries(workspace.work) if path.is_dir() and not path.name.startswith(".")]
     names = [name for name in names if not is_aside(name)]
-    if not names or not workspace.database_path.exists():
+    if not names or not settings.has_database:
         return [workspace.work / name for name in sorted(names)]
-    with opened(workspace.home) as database:
+    with opened(settings) as database:
         if database is None:
             return []
         known = {job.id for job in RetentionStore(database).jobs_among(names)}

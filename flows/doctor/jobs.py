@@ -21,7 +21,7 @@ _DAY: Final = timedelta(days=1)
 
 def queue(settings: Settings) -> list[Finding]:
     """Jobs that have waited for long while none runs."""
-    with opened(settings.home) as database:
+    with opened(settings) as database:
         if database is None:
             return [Finding("queue", "no jobs yet")]
         counts, oldest = JobStore(database).counts(), Figures(database).oldest_in_the_queue()
@@ -40,7 +40,7 @@ def queue(settings: Settings) -> list[Finding]:
 
 def leases(settings: Settings) -> list[Finding]:
     """Jobs that count as running and give no sign of life."""
-    with opened(settings.home) as database:
+    with opened(settings) as database:
         late = utc_now() - timedelta(seconds=settings.lease_seconds)
         dead = [] if database is None else JobStore(database).overdue(late)
     goes_on = (
@@ -53,7 +53,7 @@ def leases(settings: Settings) -> list[Finding]:
 
 def failures(settings: Settings) -> list[Finding]:
     """Whether most of the day's last jobs failed."""
-    with opened(settings.home) as database:
+    with opened(settings) as database:
         if database is None:
             return [Finding("failures", "no jobs yet")]
         last = Figures(database).ended_since(utc_now() - _DAY, limit=_LAST)

@@ -132,7 +132,7 @@ class _Gallery:
 
     def __init__(self, settings: Settings) -> None:
         self._workspace = Workspace(settings.home)
-        self._memory = Memory(self._workspace.database_path)
+        self._memory = Memory(settings)
         self.health = Health(settings, self._memory)
         dashboard = service_api(settings).rstrip("/").removesuffix("/api")
         self._pages = Pages(self._workspace, ServerLinks(dashboard=dashboard))

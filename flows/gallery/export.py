@@ -118,7 +118,7 @@ def write_export(settings: Settings, folder: Path) -> int:
     refuses.
     """
     workspace = Workspace(settings.home)
-    database = Memory(workspace.database_path).database()
+    database = Memory(settings).database()
     try:
         _make_room(folder, workspace)
         return _Export(settings, folder, Browser(database), JobStore(database)).write()
