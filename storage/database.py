@@ -35,7 +35,7 @@ _ADVICE: Final = {
     "unable to open": "cannot be opened; check that its folder exists and can be written to",
     "disk is full": "cannot grow because the disk is full; free some space",
     "lock timeout": "stayed locked by another process for {patience:g} s; end that process or try again later",
-    "connection failed": "cannot be reached ({reason}); start its server, or correct the URL",
+    "connection to server": "cannot be reached ({reason}); start its server, or correct the URL",
     "connection timeout": "cannot be reached ({reason}); start its server, or correct the URL",
 }
 
@@ -230,7 +230,7 @@ def open_database(where: str | Path, *, patience_seconds: float = PATIENCE_SECON
 
 def _in_a_line(reason: str) -> str:
     """The words of a driver, which may write several lines with a full stop, for use within a sentence."""
-    return "; ".join(line.strip() for line in reason.splitlines() if line.strip()).rstrip(".")
+    return "; ".join(line.strip() for line in reason.splitlines() if line.strip()).rstrip(".?")
 
 
 def _url_of(where: str | Path) -> URL:

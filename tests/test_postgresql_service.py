@@ -56,7 +56,11 @@ def test_a_server_that_goes_away_in_the_middle_of_a_job_costs_nothing(
     service: Service, server: PostgresqlServer
 ) -> None:
     service.drop_pair("river", seed=3, settings=LONG)
-    service.wait("river has begun", lambda: service.store.losses(service.job("river").id), seconds=120)
+    service.wait(
+        "river has begun",
+        lambda: any(service.store.losses(job.id) for job in service.jobs() if job.name == "river"),
+        seconds=120,
+    )
     server.stop()
     service.drop_pair("late", seed=4)
     log = service.home / "logs" / "sensor.log"
