@@ -25,6 +25,8 @@ from nst_engine.config import TransferConfig
 from nst_engine.images import encode_png
 from nst_engine.presets import PRESETS
 from nst_engine.samples import content_sample, style_sample
+from storage.database import open_database
+from tests.postgresql_server import PostgresqlServer
 from tests.service_process import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,9 +38,10 @@ COMMANDS = [
 ]
 FOLDER_BLOCK = re.findall(r"^```console\n(nst up\n.*?)^```", README, re.MULTILINE | re.DOTALL)[0].splitlines()
 COLLECTION_BLOCK = re.findall(r"^```console\n(mkdir .*?)^```", README, re.MULTILINE | re.DOTALL)[0].splitlines()
-# They need a running service or somebody to notify, run until they are stopped, or change how the others speak.
+# They need a running service, a server or somebody to notify, run until they are stopped, or change how the others speak.
 FOLDER_COMMANDS = {
     "cluster",
+    "copy-database",
     "notify",
     "up",
     "inbox",
@@ -125,6 +128,18 @@ def test_every_nst_command_of_the_readme_runs(user: dict[str, str], weight_file:
         "loss.png",
         "job.json",
     }
+
+
+def test_the_readme_s_copy_to_a_postgresql_server_is_made(
+    user: dict[str, str], postgresql: PostgresqlServer, tmp_path: Path
+) -> None:
+    (command,) = [command for command in COMMANDS if command.startswith("nst copy-database ")]
+    (tmp_path / "nst").mkdir()
+    open_database(tmp_path / "nst" / "nst.db").close()
+    url = str(postgresql.new_database())
+    done = run(command.replace("~", str(tmp_path)), user | {"HOME": str(tmp_path)}, NST_DATABASE_URL=url)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{url} has all of {tmp_path / 'nst' / 'nst.db'}: 0 jobs")
 
 
 def test_the_readme_s_commands_of_the_folder_do_what_it_says(user: dict[str, str], weight_file: Path) -> None:
