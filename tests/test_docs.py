@@ -38,7 +38,7 @@ COMMANDS = [
 ]
 FOLDER_BLOCK = re.findall(r"^```console\n(nst up\n.*?)^```", README, re.MULTILINE | re.DOTALL)[0].splitlines()
 COLLECTION_BLOCK = re.findall(r"^```console\n(mkdir .*?)^```", README, re.MULTILINE | re.DOTALL)[0].splitlines()
-# They need a running service, a server or somebody to notify, run until they are stopped, or change how the others speak.
+# They need a service, a server or somebody to notify, run until they are stopped, or change how the others speak.
 FOLDER_COMMANDS = {
     "cluster",
     "copy-database",

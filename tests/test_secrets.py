@@ -11,7 +11,11 @@ from flows.errors import SettingsError
 from flows.settings import Settings, load_settings
 
 SECRET = "Xk7hunter2"
-SECRETS = {"prefect_auth": f"nst:{SECRET}", "gallery_password": SECRET}
+SECRETS = {
+    "prefect_auth": f"nst:{SECRET}",
+    "gallery_password": SECRET,
+    "database_url": f"postgresql://nst:{SECRET}@db/nst",
+}
 
 
 def test_settings_are_shown_without_their_secrets(tmp_path: Path) -> None:
@@ -31,6 +35,12 @@ def test_settings_are_shown_without_their_secrets(tmp_path: Path) -> None:
         ),
         pytest.param(
             "prefect_auth", f'"ü:{SECRET}"', "prefect_auth: give USER:PASSWORD in ASCII; mend", id="an umlaut"
+        ),
+        pytest.param(
+            "database_url",
+            f'"mysql://nst:{SECRET}@db/nst"',
+            "database_url: give postgresql://USER:PASS",
+            id="no server",
         ),
         pytest.param("gallery_password", '""', "gallery_password: is empty; give a password, or leave", id="empty"),
     ],
