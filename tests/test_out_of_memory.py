@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ ENVIRONMENT = {
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in MALLOC.items()),
 }
+# By chance a thread asks for something small just when all is taken; it dies of that, which it would not on a GPU.
+TRIES = 4
 # A feature map of the whole picture takes 77 MB, and four of them live at once.
 ROWS, COLUMNS = 500, 600
 LAYERS = {"content_layers": "block1_conv1", "style_layers": "block1_conv1"}
@@ -89,14 +92,17 @@ print(json.dumps({**found, "said": said}))
 def transfer(*, more: int | None, rows: int = ROWS, columns: int = COLUMNS) -> dict[str, Any]:
     """Two transfers of the same picture by one engine, with so many bytes of memory more than it took to get warm."""
     arguments = json.dumps([more, rows, columns, LAYERS])
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, arguments],
-        cwd=REPOSITORY,
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    for _ in range(TRIES):
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, arguments],
+            cwd=REPOSITORY,
+            env=os.environ | ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not (done.returncode == -signal.SIGABRT and "std::bad_alloc" in done.stderr):
+            break
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
