@@ -41,8 +41,7 @@ def interruptible() -> Iterator[None]:
 
 def stop_if_interrupted() -> None:
     """Raise KeyboardInterrupt where the signal has come and its exception was lost."""
-    event = _interrupted.get()
-    if event is not None and event.is_set():
+    if _is_interrupted():
         raise KeyboardInterrupt
 
 
@@ -52,7 +51,11 @@ def as_interruption() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        event = _interrupted.get()
-        if event is not None and event.is_set():
+        if _is_interrupted():
             raise KeyboardInterrupt from error
         raise
+
+
+def _is_interrupted() -> bool:
+    event = _interrupted.get()
+    return event is not None and event.is_set()

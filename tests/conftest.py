@@ -25,7 +25,7 @@ from storage.jobs import JobStore
 from storage.models import Job
 from storage.workspace import Workspace
 from tests.intake_home import Place
-from tests.postgresql_server import PostgresqlServer, programs, running_server
+from tests.postgresql_server import PostgresqlServer, running_server
 
 if TYPE_CHECKING:
     from nst_engine.engine import Engine
@@ -139,10 +139,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgresqlServer]:
     """A PostgreSQL server without databases."""
-    binaries = programs()
-    if binaries is None:
-        pytest.skip("this machine has no PostgreSQL; Debian's package is postgresql")
-    with running_server(binaries) as server:
+    with running_server() as server:
         yield server
 
 

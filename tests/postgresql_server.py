@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 
 import psycopg
+import pytest
 from sqlalchemy.engine import URL
 
 NOBODY = "nobody"
@@ -67,8 +68,11 @@ class PostgresqlServer:
 
 
 @contextmanager
-def running_server(binaries: Path) -> Iterator[PostgresqlServer]:
-    """A server of these binaries for the length of the block."""
+def running_server() -> Iterator[PostgresqlServer]:
+    """A server for the length of the block; the test is skipped where this machine has none."""
+    binaries = programs()
+    if binaries is None:
+        pytest.skip("this machine has no PostgreSQL; Debian's package is postgresql")
     # Not among the tests' own folders, which only their user may enter; and short, as the path of a socket must be.
     with tempfile.TemporaryDirectory(prefix="nst-pg-") as name:
         server = PostgresqlServer(binaries, Path(name))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage.models import JobState
-from tests.postgresql_server import PostgresqlServer, programs, running_server
+from tests.postgresql_server import PostgresqlServer, running_server
 from tests.service_process import SMALL, Service, running_service
 
 PASSWORD = "Xk7hunter2"
@@ -19,10 +19,7 @@ LONG = SMALL.replace("iterations = 6", "iterations = 400")
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresqlServer]:
     """A server of this module's own, which it stops and starts again."""
-    binaries = programs()
-    if binaries is None:
-        pytest.skip("this machine has no PostgreSQL; Debian's package is postgresql")
-    with running_server(binaries) as server:
+    with running_server() as server:
         yield server
 
 
