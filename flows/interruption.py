@@ -1,61 +1,92 @@
-"""An end by Ctrl-C or SIGTERM of a command that runs jobs in its own process. Python raises KeyboardInterrupt wherever
-the main thread is: in a callback or a destructor it is lost, and some libraries make another error of it. So it is
-noted as well, and asked for wherever the job can stop."""
+"""An end by Ctrl-C or SIGTERM of a process that runs jobs itself. Python raises the signal's exception wherever the
+main thread is: in a callback or a destructor it is lost, and an import or a library makes another error of it. So the
+signal is noted as well, and asked for wherever the job can stop."""
 
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import FrameType
+from typing import Final
 
-_interrupted: ContextVar[threading.Event | None] = ContextVar("interrupted", default=None)
+_NUMBERS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Noted:
+    """The last of the signals that have come. Python writes the number of each that has a handler into a socket,
+    whosever the handler is: that of SIGTERM stays Prefect's while a flow runs, as its cancelling needs."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._number: int | None = None
+
+    def number(self) -> int | None:
+        try:
+            while came := self._reader.recv(4096):
+                self._number = next((number for number in reversed(came) if number in _NUMBERS), self._number)
+        except BlockingIOError:
+            pass
+        return self._number
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        previous = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(previous)
+            self._reader.close()
+            self._writer.close()
+
+
+_noted: ContextVar[_Noted | None] = ContextVar("noted", default=None)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C in this block, whose KeyboardInterrupt comes out of it whatever became of it within.
+    """SIGTERM is as Ctrl-C in this block, unless Prefect or another has a handler for it; and what the handler of
+    either raises comes out of the block whatever became of it within.
 
-    To be used in the main thread. Ctrl-C of a process that ignores it, as a shell's background job does, stays ignored.
+    Another thread than the main one, where Python runs no handler, hears only of what is noted already. Ctrl-C of a
+    process that ignores it, as a shell's background job does, stays ignored.
     """
-    event = threading.Event()
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        event.set()
-        raise KeyboardInterrupt
-
-    numbers = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
-    token = _interrupted.set(event)
-    previous = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        with as_interruption():
+    if _noted.get() is not None or threading.current_thread() is not threading.main_thread():
+        with _as_interruption():
             yield
-        stop_if_interrupted()
+        return
+    noted = _Noted()
+    token = _noted.set(noted)
+    ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with noted.listening(), _as_interruption():
+            yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        _interrupted.reset(token)
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _noted.reset(token)
 
 
 def stop_if_interrupted() -> None:
-    """Raise KeyboardInterrupt where the signal has come and its exception was lost."""
-    if _is_interrupted():
-        raise KeyboardInterrupt
+    """Raise what the signal's handler raises where the signal has come and its exception was lost."""
+    noted = _noted.get()
+    number = noted.number() if noted is not None else None
+    if number is not None:
+        signal.raise_signal(number)
 
 
 @contextmanager
-def as_interruption() -> Iterator[None]:
-    """What fails in this block after the signal has failed of it: KeyboardInterrupt is raised from it."""
+def _as_interruption() -> Iterator[None]:
+    """What fails in this block after the signal has failed of it, and what ends well ends there all the same."""
     try:
         yield
-    except Exception as error:
-        if _is_interrupted():
-            raise KeyboardInterrupt from error
+    except Exception:
+        stop_if_interrupted()
         raise
-
-
-def _is_interrupted() -> bool:
-    event = _interrupted.get()
-    return event is not None and event.is_set()
+    stop_if_interrupted()

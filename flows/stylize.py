@@ -20,7 +20,7 @@ from flows.attempt import Attempt, cancelled_in_prefect, is_service_run
 from flows.claim import bring_pictures
 from flows.dashboard import failure_report
 from flows.errors import ClusterLostError, JobCancelledError, JobInterruptedError, WorkerLostError
-from flows.interruption import as_interruption
+from flows.interruption import interruptible
 from flows.leases import LOCK_PATIENCE_SECONDS
 from flows.published import complete_published
 from flows.settings import load_settings
@@ -119,7 +119,7 @@ def _run_tasks(attempt: Attempt, out: Path | None) -> Any:
     """Take the attempt through its tasks and write how it ended into the database."""
     job, store = attempt.job, attempt.store
     try:
-        with as_interruption():
+        with interruptible():
             folder = published_before(attempt)
             if folder is None:
                 bring_pictures(attempt.workspace, job)
@@ -132,7 +132,7 @@ def _run_tasks(attempt: Attempt, out: Path | None) -> Any:
         return Cancelled(message=str(error))
     # Prefect turns SIGTERM into its own signal while a flow runs.
     except (KeyboardInterrupt, TerminationSignal):
-        if complete_published(store, job.id):
+        if complete_published(store, job.id) or store.state_of(job.id) is JobState.COMPLETED:
             raise
         if _cancel_is_meant(attempt):
             _cancel(attempt)

@@ -65,7 +65,8 @@ def test_all_three_kinds_of_drop_end_as_result_folders(service: Service, engine:
     assert np.array_equal(decode(outbox / "harbour" / "content.png"), content_of(1))
     assert files_under(inbox) == {"swirls/style.png", "swirls/settings.toml"}
     assert not (inbox / "harbour").exists()
-    assert [service.workspace.job_folder(job.id).exists() for job in jobs] == [False] * 3
+    # It goes once the job is completed, lest a death in between lose it.
+    service.wait("their folders are gone", lambda: list(service.workspace.work.iterdir()) == [])
 
     for job in jobs:
         losses = service.store.losses(job.id)
