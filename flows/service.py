@@ -72,7 +72,9 @@ def up(settings: Settings, *, as_json: bool, say: Callable[[str], None]) -> None
     if url is None:
         parts.append(_server(settings, api, auth))
     if settings.scheduler is None:
-        parts += [_scheduler(settings), *gpu_workers(settings, scheduler)]
+        parts.append(_scheduler(settings))
+    if settings.scheduler is None and settings.own_workers:
+        parts += gpu_workers(settings, scheduler)
     parts += [_flow_worker(environment, api, auth), _sensor(environment, as_json=as_json), _gallery(environment)]
     with only_one(settings.home / SERVICE_LOCK, what="nst up"), _stopped_by_signals() as stop:
         supervisor = Supervisor(parts, logs=settings.home / "logs", stop=stop)

@@ -154,6 +154,7 @@ class Settings(BaseSettings):
     scheduler: SchedulerAddress | None = Field(
         None, description="the address of a Dask cluster to use instead of an own one; tls:// off this machine"
     )
+    own_workers: bool = Field(True, description="nst up starts this machine's GPU workers too")
     prefect_auth: UserAndPassword | None = Field(
         None, description="USER:PASSWORD that Prefect's API and dashboard ask for"
     )
