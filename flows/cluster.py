@@ -34,6 +34,7 @@ _ONE_FOR_THE_CHUNK_AND_ONE_FOR_REPORTS: Final = 2
 _CONNECT_SECONDS: Final = 2.0
 _CLOSE_SECONDS: Final = 2.0
 _HUNG_UP_SECONDS: Final = 0.2
+_END_SECONDS: Final = 10.0
 
 _CONFIG: Final = {
     "distributed.scheduler.allowed-failures": 1,
@@ -75,12 +76,18 @@ async def run_scheduler(*, host: str, port: int, certificates: Path | None) -> N
 
 
 async def run_worker(
-    address: str, *, engine: gpu.EnginePlugin, local_directory: str | None, certificates: Path | None
+    address: str,
+    *,
+    engine: gpu.EnginePlugin,
+    local_directory: str | None,
+    certificates: Path | None,
+    grace_seconds: float,
 ) -> None:
     """Run a GPU worker for the scheduler at `address`, whenever there is one, until the task is cancelled.
 
-    `engine` gives it its engine; `certificates` is the folder of them, for an address of tls://. Raises FlowError when
-    the worker's process cannot start, which has said itself why, and when the scheduler has other certificates.
+    What it holds of jobs then goes to other workers, for which it takes at most `grace_seconds`. `engine` gives it its
+    engine; `certificates` is the folder of them, for an address of tls://. Raises FlowError when the worker's process
+    cannot start, which has said itself why, and when the scheduler has other certificates.
     """
     security = dask_security(address, certificates) or Security()  # type: ignore[no-untyped-call]
     while True:
@@ -101,6 +108,9 @@ async def run_worker(
         try:
             await nanny
             await nanny.finished()  # type: ignore[no-untyped-call]
+        except asyncio.CancelledError:
+            await _hand_over(nanny, seconds=grace_seconds)
+            raise
         except RuntimeError as error:
             if not isinstance(error.__cause__, OSError):
                 raise FlowError("The GPU worker's process could not start.") from error
@@ -109,6 +119,23 @@ async def run_worker(
             with suppress(AssertionError):
                 await nanny.close(timeout=_CLOSE_SECONDS)
         logger.warning("The scheduler at %s was lost; waiting for it.", address)
+
+
+async def _hand_over(nanny: Nanny, *, seconds: float) -> None:
+    """Let the scheduler send no more to the nanny's worker, and move what that holds to others.
+
+    The chunk that it computes is not waited for: another worker computes that anew.
+    """
+    if seconds == 0 or nanny.worker_address is None:
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            moved = await nanny.scheduler.retire_workers(workers=[nanny.worker_address])
+    except (OSError, TimeoutError) as error:
+        logger.warning("The jobs here could not be handed over (%s).", str(error) or f"it took over {seconds:g} s")
+        return
+    if not moved:
+        logger.warning("There is no other GPU worker to hand the jobs here over to.")
 
 
 async def _reachable(address: str, security: Security) -> None:
@@ -130,8 +157,14 @@ async def _reachable(address: str, security: Security) -> None:
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
     task = asyncio.ensure_future(work)
+
+    def end() -> None:
+        # Ctrl-C of a terminal comes to all its processes, and is followed by the SIGTERM of whoever started this one.
+        if not task.cancelling():
+            task.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, end)
     with suppress(asyncio.CancelledError):
         await task
 
@@ -150,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--max-memory", type=int, help="bytes that it may take; what is free by default")
     worker.add_argument("--xla", action="store_true", help="compile with XLA")
     worker.add_argument("--not-deterministic", action="store_true", help="do without the same bits on a GPU")
+    worker.add_argument("--grace-seconds", type=float, default=0, help="for handing over its jobs at its end")
     worker.add_argument("--local-directory", help="where Dask keeps its lock files; a temporary folder by default")
     return parser
 
@@ -157,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the process that the command line names; returns its exit code."""
     options = _parser().parse_args()
-    end_with_parent()
+    end_with_parent(grace=_END_SECONDS + getattr(options, "grace_seconds", 0))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("distributed").setLevel(logging.WARNING)
     # The worker's process says on its own why it failed, and the nanny would print that it has, three times.
@@ -172,7 +206,11 @@ def main() -> int:
             deterministic=not options.not_deterministic,
         )
         work = run_worker(
-            options.scheduler, engine=engine, local_directory=options.local_directory, certificates=options.certs
+            options.scheduler,
+            engine=engine,
+            local_directory=options.local_directory,
+            certificates=options.certs,
+            grace_seconds=options.grace_seconds,
         )
     try:
         with dask.config.set(_CONFIG):

@@ -4,6 +4,7 @@ engine. Nothing is kept between them but that engine's caches."""
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from time import monotonic
@@ -74,6 +75,8 @@ class EnginePlugin(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Load TensorFlow and the device; where there is none such, say so and let the worker fail to start."""
+        # Ctrl-C of a terminal comes here too; the nanny ends this process once its jobs are handed over.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         load_tensorflow()
         from nst_engine.engine import Engine
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -96,13 +97,20 @@ def work(settings: Settings, scheduler: str, *, say: Callable[[str], None]) -> N
     """
     require_certificates(scheduler, settings.certificates)
     Workspace(settings.home).create_home()
-    workers = gpu_workers(settings, scheduler)
+    workers = [
+        replace(
+            part,
+            command=[*part.command, "--grace-seconds", str(settings.grace_seconds)],
+            stop_seconds=part.stop_seconds + settings.grace_seconds,
+        )
+        for part in gpu_workers(settings, scheduler)
+    ]
     with _stopped_by_signals() as stop:
 
         def started() -> None:
             say(f"{len(workers)} GPU workers for the scheduler at {scheduler}; Ctrl-C ends them.")
 
-        Supervisor(workers, logs=settings.home / "logs", stop=stop).run(started=started)
+        Supervisor(workers, logs=settings.home / "logs", stop=stop, in_order=False).run(started=started)
 
 
 def sense(settings: Settings, *, say: Callable[[str], None]) -> None:

@@ -12,6 +12,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -155,6 +156,9 @@ class Settings(BaseSettings):
         None, description="the address of a Dask cluster to use instead of an own one; tls:// off this machine"
     )
     own_workers: bool = Field(True, description="nst up starts this machine's GPU workers too")
+    grace_seconds: NonNegativeFloat = Field(
+        20.0, description="a GPU worker of nst worker that has to end hands its jobs to others within so long"
+    )
     prefect_auth: UserAndPassword | None = Field(
         None, description="USER:PASSWORD that Prefect's API and dashboard ask for"
     )

@@ -23,7 +23,6 @@ _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
 # One that ran so long starts with the shortest pause again.
 _STEADY_SECONDS: Final = 60.0
-_STOP_SECONDS: Final = 20.0
 # What a process started may hold its output open for longer.
 _LAST_LINES_SECONDS: Final = 1.0
 
@@ -34,8 +33,8 @@ logger = logging.getLogger("nst")
 class Part:
     """A process to keep running. `ready` waits, after each start, until it can be used; it may raise FlowError.
 
-    The lines of a part that `speaks` are also this process's. A line with `restart_sign` says that the part has started
-    a process of its own again.
+    The lines of a part that `speaks` are also this process's. It has `stop_seconds` to end when told to. A line with
+    `restart_sign` says that the part has started a process of its own again.
     """
 
     name: str
@@ -44,15 +43,20 @@ class Part:
     ready: Callable[[Callable[[], bool]], None] | None = None
     speaks: bool = False
     restart_sign: str | None = None
+    stop_seconds: float = 20.0
 
 
 class Supervisor:
-    """Runs the parts until `stop` is set. `logs` is the folder of their log files."""
+    """Runs the parts until `stop` is set. `logs` is the folder of their log files.
 
-    def __init__(self, parts: Sequence[Part], *, logs: Path, stop: threading.Event) -> None:
+    They are ended one after the other, the last first, or all at once where they need not be `in_order`.
+    """
+
+    def __init__(self, parts: Sequence[Part], *, logs: Path, stop: threading.Event, in_order: bool = True) -> None:
         self._parts = parts
         self._logs = logs
         self._stop = stop
+        self._in_order = in_order
         self._children: dict[str, _Child] = {}
 
     def run(self, *, started: Callable[[], None]) -> None:
@@ -75,6 +79,9 @@ class Supervisor:
                     raise
             finally:
                 self._stop.set()
+                if not self._in_order:
+                    for child in self._children.values():
+                        child.tell_to_end()
                 for child in reversed(self._children.values()):
                     child.end()
 
@@ -104,15 +111,19 @@ class _Child:
         self._wait_until_ready()
         self._keeper.start()
 
+    def tell_to_end(self) -> None:
+        """Send SIGTERM."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                self._process.send_signal(signal.SIGTERM)
+
     def end(self) -> None:
         """SIGTERM, and SIGKILL when it does not listen."""
-        with self._lock:
-            process = self._process
-            if process is not None and process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+        self.tell_to_end()
+        process = self._process
         if process is not None:
             try:
-                process.wait(_STOP_SECONDS)
+                process.wait(self._part.stop_seconds)
             except subprocess.TimeoutExpired:
                 logger.warning("%s does not end; it is killed", self._part.name)
                 process.kill()

@@ -224,11 +224,8 @@ def test_a_part_has_its_environment_and_writes_both_its_streams_to_its_file(
     assert capfd.readouterr().out == "begun\n"
 
 
-def test_a_part_that_does_not_listen_is_killed(
-    run: Callable[..., Running], said: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor, "_STOP_SECONDS", 0.3)
-    running = run(Part("sleeper", python(SLEEPER)), Part("deaf", python(DEAF)))
+def test_a_part_that_does_not_listen_is_killed(run: Callable[..., Running], said: list[str]) -> None:
+    running = run(Part("sleeper", python(SLEEPER)), Part("deaf", python(DEAF), stop_seconds=0.3))
     pids = running.supervisor.process_ids()
     running.end()
     assert said == ["deaf does not end; it is killed"]
