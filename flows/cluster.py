@@ -36,7 +36,7 @@ _CLOSE_SECONDS: Final = 2.0
 _HUNG_UP_SECONDS: Final = 0.2
 _END_SECONDS: Final = 10.0
 
-_CONFIG: Final = {
+CLUSTER_CONFIG: Final = {
     "distributed.scheduler.allowed-failures": 1,
     # What each process serves over HTTP, to nobody here.
     "distributed.scheduler.http.routes": [],
@@ -52,6 +52,7 @@ _CONFIG: Final = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "10s",
 }
+"""Dask's settings for each process of the cluster."""
 
 
 async def run_scheduler(*, host: str, port: int, certificates: Path | None) -> None:
@@ -213,7 +214,7 @@ def main() -> int:
             grace_seconds=options.grace_seconds,
         )
     try:
-        with dask.config.set(_CONFIG):
+        with dask.config.set(CLUSTER_CONFIG):
             asyncio.run(_until_signal(work))
     except FlowError as error:
         sys.stderr.write(f"{error}\n")
