@@ -21,6 +21,7 @@ from distributed import Worker, get_worker
 from flows import gpu
 from flows.chunks import Chunk, Environment, Stretch
 from flows.cluster import CLUSTER_CONFIG
+from flows.edition import edition
 from flows.lifeline import end_with_parent
 from nst_engine.config import TransferConfig
 from nst_engine.evaluation import Losses
@@ -120,7 +121,7 @@ async def _work(address: str, *, workers: int, job_seconds: float, folder: str) 
                 address,
                 name=f"sleeper-{number}",
                 nthreads=2,
-                resources={gpu.GPU: 1},
+                resources={gpu.GPU: 1, edition(): 1},
                 memory_limit=0,
                 local_directory=folder,
                 dashboard=False,

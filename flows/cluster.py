@@ -23,6 +23,7 @@ from distributed.utils import get_ip
 from flows import gpu
 from flows.addresses import is_loopback
 from flows.certificates import dask_security
+from flows.edition import edition
 from flows.errors import FlowError
 from flows.lifeline import end_with_parent
 
@@ -99,7 +100,7 @@ async def run_worker(
             # This machine's address on the scheduler's network: Dask's worker would listen on all that it has.
             host=get_ip(get_address_host(address)),  # type: ignore[no-untyped-call]
             nthreads=_ONE_FOR_THE_CHUNK_AND_ONE_FOR_REPORTS,
-            resources={gpu.GPU: 1},
+            resources={gpu.GPU: 1, edition(): 1},
             plugins=(engine,),
             memory_limit=0,
             local_directory=local_directory,

@@ -24,6 +24,7 @@ from distributed.comm.core import FatalCommClosedError
 from flows import gpu
 from flows.certificates import dask_security
 from flows.chunks import Chunk, Stretch, Work
+from flows.edition import edition, edition_of
 from flows.errors import ClusterLostError, WorkerLostError
 from nst_engine.transfer import TransferState
 
@@ -201,17 +202,31 @@ class Conversation:
 
     def _then(self, client: Client, function: Any, *arguments: Any) -> _Piece:
         options = {"pure": False, "priority": self._priority, "retries": 0}
-        chunk = client.submit(function, *arguments, self._priority, resources={gpu.GPU: 1}, **options)
+        chunk = client.submit(function, *arguments, self._priority, resources={gpu.GPU: 1, edition(): 1}, **options)
         self._own.append(str(chunk.key))
         return _Piece(chunk, client.submit(gpu.report, chunk, **options))
 
     async def _wait_for_worker(self, client: Client) -> None:
         # Dask has no event for a worker with a resource.
-        while not any(worker["resources"].get(gpu.GPU) for worker in (await _workers(client)).values()):
+        while True:
+            workers = await _workers(client)
+            if any(edition() in worker["resources"] for worker in workers.values()):
+                return
             if not self._warned:
-                logger.warning("The scheduler at %s has no GPU worker; waiting for one (nst worker).", self._address)
+                self._warn_of_no_worker(workers)
                 self._warned = True
             await asyncio.sleep(_LOOK_FOR_WORKER_SECONDS)
+
+    def _warn_of_no_worker(self, workers: dict[str, dict[str, Any]]) -> None:
+        others = [f"{edition_of(worker)} at {at}" for at, worker in workers.items() if gpu.GPU in worker["resources"]]
+        if others:
+            logger.warning(
+                "The GPU workers have another nst than this service, %s: %s; bring all to the same. Waiting for one.",
+                edition(),
+                ", ".join(others),
+            )
+        else:
+            logger.warning("The scheduler at %s has no GPU worker; waiting for one (nst worker).", self._address)
 
     async def _fetch(self, client: Client, piece: _Piece) -> None:
         chunk: Chunk = await _result(client, piece.chunk)

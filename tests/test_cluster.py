@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cluster_processes import ClusterProcesses, eventually, worker_process
 
+from flows.edition import edition
 from flows.lifeline import Lifeline
 
 ENDS_WITHIN_SECONDS = 5
@@ -27,7 +28,7 @@ def test_a_worker_waits_for_its_scheduler_and_ends_with_its_process(processes: C
     with processes.client() as client:
         [identity] = client.scheduler_info()["workers"].values()
         [modules] = client.run(lambda: set(sys.modules)).values()
-    assert (identity["resources"], identity["nthreads"], identity["memory_limit"]) == ({"GPU": 1}, 2, 0)
+    assert (identity["resources"], identity["nthreads"], identity["memory_limit"]) == ({"GPU": 1, edition(): 1}, 2, 0)
     assert "tensorflow" in modules
     assert modules & {"prefect", "sqlalchemy", "typer"} == set()
     child = worker_process(worker)

@@ -6,16 +6,19 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from flows.certificates import dask_security
 from flows.doctor.finding import Finding, of_sentence
 from flows.doctor.running import service_process
+from flows.edition import edition, edition_of
 from flows.errors import SettingsError
 from flows.service import scheduler_address
 from flows.settings import Settings
 
 _SECONDS: Final = 3.0
+
+Value = TypeVar("Value")
 
 
 def scheduler(settings: Settings) -> list[Finding]:
@@ -37,18 +40,23 @@ def scheduler(settings: Settings) -> list[Finding]:
     if workers is None:
         remedy = "start it, or correct NST_SCHEDULER" if outside else "see logs/scheduler.log in the home"
         return [Finding("scheduler", f"{address} does not answer", remedy)]
+    others = {at: found for at, found in workers.items() if found != edition()}
+    if others:
+        told = ", ".join(f"{found} at {at}" for at, found in others.items())
+        remedy = "install the same on all machines, and start the workers and the service again"
+        return [Finding("scheduler", f"there is {edition()} here, and there are GPU workers with {told}", remedy)]
     if not workers:
         remedy = "start one: nst worker" if outside else "see logs/gpu-worker.log in the home"
         return [Finding("scheduler", f"{address} has no GPU worker", remedy)]
-    return [Finding("scheduler", f"{address} with {workers} GPU worker{'' if workers == 1 else 's'}")]
+    return [Finding("scheduler", f"{address} with {len(workers)} GPU worker{'' if len(workers) == 1 else 's'}")]
 
 
-def _within(seconds: float, ask: Callable[[], int]) -> int | None:
+def _within(seconds: float, ask: Callable[[], Value]) -> Value | None:
     """What `ask` returns, None where it raises OSError or takes longer.
 
     Dask ends no connection whose other end hangs; its thread is left alone then and ends with this process.
     """
-    answers = queue.SimpleQueue[int | None]()
+    answers = queue.SimpleQueue[Value | None]()
 
     def answer() -> None:
         try:
@@ -63,8 +71,8 @@ def _within(seconds: float, ask: Callable[[], int]) -> int | None:
         return None
 
 
-async def _gpu_workers(address: str, security: Any) -> int:
-    """How many workers with a GPU's task the scheduler has; OSError where it does not answer in time."""
+async def _gpu_workers(address: str, security: Any) -> dict[str, str]:
+    """The edition of each GPU worker of the scheduler, by its address; OSError where it does not answer in time."""
     from distributed.comm.core import connect
 
     from flows import gpu
@@ -77,4 +85,4 @@ async def _gpu_workers(address: str, security: Any) -> int:
             info = await comm.read()
     finally:
         comm.abort()
-    return sum(gpu.GPU in worker["resources"] for worker in info["workers"].values())
+    return {at: edition_of(worker) for at, worker in info["workers"].items() if gpu.GPU in worker["resources"]}
