@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.service_jobs import (
-    cpu_seconds_of,
+    cpu_seconds_with_ended,
     moment_of,
     move_in,
     parts_of,
@@ -103,7 +103,7 @@ def measure(workers: int, options: argparse.Namespace) -> Step:
             at_once=at_once,
             pairs=pairs,
             seconds=seconds,
-            cpu_seconds={part: (after[part] - before.get(part, 0.0)) / pairs for part in after},
+            cpu_seconds={part: (after[part] - before[part]) / pairs for part in PARTS},
             database_bytes_a_job=(_database_bytes(service) - bytes_before) / pairs,
         )
 
@@ -140,7 +140,7 @@ def table(steps: list[Step], options: argparse.Namespace) -> str:
     rows = [
         f"| {step.workers} | {step.at_once} | {step.pairs} | {step.jobs_an_hour:,.0f} | "
         f"{step.workers * 3600 / options.job_seconds:,.0f} | {sum(step.cpu_seconds.values()):.2f} | "
-        + " | ".join(f"{step.cpu_seconds.get(part, 0.0):.2f}" for part in PARTS)
+        + " | ".join(f"{step.cpu_seconds[part]:.2f}" for part in PARTS)
         + f" | {step.database_bytes_a_job / 1e3:.0f} |"
         for step in steps
     ]
@@ -160,7 +160,13 @@ def table(steps: list[Step], options: argparse.Namespace) -> str:
 
 
 def _spent(service: Service) -> dict[str, float]:
-    return {part: sum(cpu_seconds_of(pids).values()) for part, pids in parts_of(service).items() if part != "up"}
+    """CPU seconds of each part until now; a flow run that has ended counts with its flow worker."""
+    spent = dict.fromkeys(PARTS, 0.0)
+    for part, pids in parts_of(service).items():
+        column = "flow runs" if part == "flow-worker" else part
+        if column in spent:
+            spent[column] += sum(cpu_seconds_with_ended(pid) for pid in pids)
+    return spent
 
 
 def _database_bytes(service: Service) -> int:

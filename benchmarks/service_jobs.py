@@ -215,8 +215,18 @@ def cpu_seconds_of(pids: Sequence[int]) -> dict[int, float]:
 
 def cpu_seconds(pid: int) -> float:
     """Seconds of the CPU that a process has used, in user and system mode."""
+    return sum(_cpu_times(pid)[:2])
+
+
+def cpu_seconds_with_ended(pid: int) -> float:
+    """As `cpu_seconds`, with those of its child processes that have ended, and of theirs."""
+    return sum(_cpu_times(pid))
+
+
+def _cpu_times(pid: int) -> list[float]:
+    """In user and in system mode, and the same of the child processes that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return [int(field) / os.sysconf("SC_CLK_TCK") for field in fields[11:15]]
 
 
 def memory_of(pid: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--job-seconds", type=float, required=True, help="how long each computes a job")
     options = parser.parse_args()
     end_with_parent()
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, dask.config.set(CLUSTER_CONFIG):
         asyncio.run(_work(options.scheduler, workers=options.workers, job_seconds=options.job_seconds, folder=folder))
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_processes import ClusterProcesses
 
 from flows.access import missing
 from flows.doctor import cluster, database, files, jobs, machine, prefect, service
@@ -591,3 +592,30 @@ def test_a_scheduler_that_is_away_hangs_or_has_no_worker_is_found(scene: Scene) 
         scheduler.wait()
     remedy = "see logs/gpu-worker.log in the home"
     assert found == [Finding("scheduler", f"tcp://127.0.0.1:{port} has no GPU worker", remedy)]
+
+
+def test_more_gpu_workers_than_a_burst_keeps_at_work_are_told_of(scene: Scene, tmp_path: Path) -> None:
+    with ClusterProcesses(tmp_path) as processes:
+        processes.start_scheduler()
+        # What they would compute does not matter here.
+        sleepers = scene.run(
+            "-m",
+            "benchmarks.sleeping_workers",
+            *("--scheduler", processes.address, "--workers", "4", "--job-seconds", "1"),
+        )
+        processes.wait_for_workers(4)
+        told = {
+            at_once: list(
+                cluster.scheduler(
+                    scene.settings.model_copy(update={"scheduler": processes.address, "bulk_at_once": at_once})
+                )
+            )
+            for at_once in (3, 4)
+        }
+        sleepers.kill()
+        sleepers.wait()
+    finding = f"{processes.address} has 4 GPU workers, of which a burst keeps 3 at work"
+    assert told == {
+        3: [Finding("scheduler", finding, "set bulk_at_once = 6 in nst.toml and start the service again")],
+        4: [Finding("scheduler", f"{processes.address} with 4 GPU workers")],
+    }

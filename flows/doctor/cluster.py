@@ -17,6 +17,8 @@ from flows.service import scheduler_address
 from flows.settings import Settings
 
 _SECONDS: Final = 3.0
+_READ_OR_WRITTEN: Final = 2
+"""Jobs at once beside those that are computed."""
 
 Value = TypeVar("Value")
 
@@ -40,15 +42,26 @@ def scheduler(settings: Settings) -> list[Finding]:
     if workers is None:
         remedy = "start it, or correct NST_SCHEDULER" if outside else "see logs/scheduler.log in the home"
         return [Finding("scheduler", f"{address} does not answer", remedy)]
+    return [_of_workers(settings, address, workers, outside=outside)]
+
+
+def _of_workers(settings: Settings, address: str, workers: dict[str, str], *, outside: bool) -> Finding:
+    """What there is to say of the GPU workers, whose editions are given by their addresses."""
     others = {at: found for at, found in workers.items() if found != edition()}
     if others:
         told = ", ".join(f"{found} at {at}" for at, found in others.items())
         remedy = "install the same on all machines, and start the workers and the service again"
-        return [Finding("scheduler", f"there is {edition()} here, and there are GPU workers with {told}", remedy)]
+        return Finding("scheduler", f"there is {edition()} here, and there are GPU workers with {told}", remedy)
     if not workers:
         remedy = "start one: nst worker" if outside else "see logs/gpu-worker.log in the home"
-        return [Finding("scheduler", f"{address} has no GPU worker", remedy)]
-    return [Finding("scheduler", f"{address} with {len(workers)} GPU worker{'' if len(workers) == 1 else 's'}")]
+        return Finding("scheduler", f"{address} has no GPU worker", remedy)
+    if len(workers) > settings.bulk_at_once:
+        return Finding(
+            "scheduler",
+            f"{address} has {len(workers)} GPU workers, of which a burst keeps {settings.bulk_at_once} at work",
+            f"set bulk_at_once = {len(workers) + _READ_OR_WRITTEN} in nst.toml and start the service again",
+        )
+    return Finding("scheduler", f"{address} with {len(workers)} GPU worker{'' if len(workers) == 1 else 's'}")
 
 
 def _within(seconds: float, ask: Callable[[], Value]) -> Value | None:
