@@ -165,7 +165,9 @@ def _spent(service: Service) -> dict[str, float]:
     for part, pids in parts_of(service).items():
         column = "flow runs" if part == "flow-worker" else part
         if column in spent:
-            spent[column] += sum(cpu_seconds_with_ended(pid) for pid in pids)
+            for pid in pids:
+                with contextlib.suppress(OSError):
+                    spent[column] += cpu_seconds_with_ended(pid)
     return spent
 
 
