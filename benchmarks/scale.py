@@ -89,12 +89,11 @@ def measure(workers: int, options: argparse.Namespace) -> Step:
         running_service(Path(folder) / "home", own_workers=False, bulk_at_once=at_once, settle_seconds=2) as service,
         sleeping(service, workers=workers, job_seconds=options.job_seconds),
     ):
-        files = stage_pairs(
-            service, [f"pair{number:04}" for number in range(pairs)], rows=options.rows, iterations=options.iterations
-        )
+        names = [f"pair{number:04}" for number in range(pairs)]
+        files = stage_pairs(service, names, rows=options.rows, iterations=options.iterations)
         before, bytes_before = _spent(service), _database_bytes(service)
         move_in(service, files)
-        jobs = wait_until_completed(service, [f"pair{number:04}" for number in range(pairs)])
+        jobs = wait_until_completed(service, names)
         after = _spent(service)
         began = min(moment_of(job.started_at) for job in jobs)
         seconds = (max(moment_of(job.finished_at) for job in jobs) - began).total_seconds()

@@ -54,6 +54,17 @@ def make_another_error() -> None:
         raise OSError("error return without exception set") from None
 
 
+def run_before(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, how: Callable[[], None]) -> None:
+    """Let `how` come before the module's function of that name, whenever it is called."""
+    real = getattr(module, name)
+
+    def called(*arguments: Any, **named: Any) -> Any:
+        how()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, name, called)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @SIGNALS
 def test_a_lost_interruption_comes_where_it_is_asked_for_and_at_the_end(number: signal.Signals) -> None:
@@ -118,13 +129,7 @@ def test_a_job_ends_as_cancelled_wherever_the_interruption_was_lost(
     state: JobState,
     how: Callable[[], None],
 ) -> None:
-    real = getattr(module, name)
-
-    def interrupted(*arguments: Any, **named: Any) -> Any:
-        how()
-        return real(*arguments, **named)
-
-    monkeypatch.setattr(module, name, interrupted)
+    run_before(monkeypatch, module, name, how)
     home = tmp_path / "home"
     with pytest.raises(KeyboardInterrupt):
         run(home, content_file, style_file)
@@ -172,13 +177,7 @@ def test_a_flow_run_of_the_service_that_is_ended_leaves_its_job_for_another_atte
 ) -> None:
     from flows import stylize
 
-    real = getattr(module, name)
-
-    def ended(*arguments: Any, **named: Any) -> Any:
-        how()
-        return real(*arguments, **named)
-
-    monkeypatch.setattr(module, name, ended)
+    run_before(monkeypatch, module, name, how)
     # That of a deployment, which no flow run in this process is.
     monkeypatch.setattr(stylize, "is_service_run", lambda: True)
     monkeypatch.setattr(stylize, "go_on_in_silence", lambda: None)
